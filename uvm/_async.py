@@ -263,6 +263,29 @@ def cancelled_too(failure: object) -> Iterator[None]:
         yield
 
 
+async def end_after(failure: BaseException | None, end: Callable[[], Awaitable[object]], what: str) -> None:
+    """End what a context is left of; what that fails with is raised, or becomes notes of a failure.
+
+    A caller that is cancelled does not wait for it: see :func:`cancelled_too`.
+
+    :param failure: what the body of the context raised.
+    :param what: what is done, for the notes.
+    """
+    with cancelled_too(failure):
+        try:
+            await end()
+        except Exception as error:
+            if failure is None:
+                raise
+            note_failed(failure, what, error)
+
+
+def note_failed(failure: BaseException, what: str, error: Exception) -> None:
+    """Add what failed after a failure to that, as notes."""
+    for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
+        failure.add_note(f"and {what} failed: {each}")
+
+
 async def errors_of(
     calls: Iterable[Callable[[], Awaitable[object]]], at_once: int | None = None
 ) -> list[Exception]:

@@ -37,7 +37,7 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm._arguments import kind_of
-from uvm._async import Flag, cancelled_too, errors_of, opens
+from uvm._async import Flag, end_after, errors_of, opens
 from uvm._checks import checked, instance, text
 from uvm._errands import Release
 from uvm._guest.access import GuestAccess
@@ -388,13 +388,7 @@ class Container(ProcessHost):
         return self
 
     async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        with cancelled_too(exc):
-            try:
-                await self.aclose()
-            except Exception as error:
-                if exc is None:
-                    raise
-                exc.add_note(f"and closing container {self.id} failed: {error}")
+        await end_after(exc, self.aclose, f"closing container {self.id}")
 
     def _begin_closing(self) -> None:
         if self._closing.begin():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from types import TracebackType
 
-from uvm._async import cancelled_too
+from uvm._async import end_after
 from uvm._buses.context import Context
 from uvm._buses.link import Link
 
@@ -40,16 +40,4 @@ class ClosedOnLeaving(ABC):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with cancelled_too(exc):
-            try:
-                await self.close()
-            except Exception as error:
-                if exc is None:
-                    raise
-                note_closing(exc, error)
-
-
-def note_closing(failure: BaseException, error: Exception) -> None:
-    """Add what closing a VM failed with to what failed before."""
-    for each in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
-        failure.add_note(f"and closing the VM failed: {each}")
+        await end_after(exc, self.close, "closing the VM")

@@ -32,13 +32,13 @@ from functools import partial
 
 import anyio
 
-from uvm._async import Flag
+from uvm._async import Flag, note_failed
 from uvm._buses.context import Context
 from uvm._checks import checked, seconds
 from uvm._gcs.connection import GuestConnection
 from uvm._log import Log
 from uvm._observed import Door, Observed, Outcome, observe, outcome_of
-from uvm._vm.base import ClosedOnLeaving, note_closing
+from uvm._vm.base import ClosedOnLeaving
 from uvm._vm.creation import HostArtifacts
 from uvm._vm.devices import Devices
 from uvm._vm.settings import RuntimeSettings
@@ -324,7 +324,7 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
         error = None if self._close_error_raised else self._close_error
         if failure is None or error is None:
             return failure or error
-        note_closing(failure, error)
+        note_failed(failure, "closing the VM", error)
         return failure
 
     # The exit.

@@ -1,4 +1,4 @@
-"""What handles on VMs and on processes have in common: they are closed once, and refuse everything then."""
+"""What handles, streams and listeners have in common: they are closed once, and refuse everything then."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -51,3 +52,26 @@ class Handle:
 
     def _closed_error(self, operation: str) -> HostError:
         return HostError(f"{operation} {self._name}", HResult.E_HANDLE, "the handle was closed")
+
+
+class ClosedOnce:
+    """A stream or a listener, which is closed once, with or without awaiting."""
+
+    __slots__ = ("_closed",)
+
+    def __init__(self) -> None:
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """Close it, also in a cancelled scope. Idempotent."""
+        self.close()
+        await anyio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close it at once. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._end()
+
+    def _end(self) -> None:
+        raise NotImplementedError

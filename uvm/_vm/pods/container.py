@@ -25,7 +25,7 @@ from typing import Protocol
 
 from attrs import define, field
 
-from uvm._async import cancelled_too, errors_of
+from uvm._async import end_after, errors_of
 from uvm._errands import Release
 from uvm._guest.clock import GuestClock
 from uvm._guest.container import Container, ContainerExit
@@ -149,13 +149,7 @@ class PodContainer(ProcessHost):
         return self
 
     async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        with cancelled_too(exc):
-            try:
-                await self.aclose()
-            except Exception as error:
-                if exc is None:
-                    raise
-                exc.add_note(f"and ending {self.id} failed: {error}")
+        await end_after(exc, self.aclose, f"ending {self.id}")
 
     async def _end(self) -> None:
         errors: list[Exception] = []

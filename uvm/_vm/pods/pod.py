@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import anyio
 
 from uvm._arguments import items_of
-from uvm._async import cancelled_too, errors_of, opens, suggesting
+from uvm._async import end_after, errors_of, opens, suggesting
 from uvm._checks import checked, flag, guid_of, text
 from uvm._errands import Release
 from uvm._guest.specs import check_container_id
@@ -125,7 +125,7 @@ class Pod(Bound):
             try:
                 yield pod
             except BaseException as failure:
-                await pod._end_after(failure)
+                await end_after(failure, pod.end, f"ending the pod {pod.id}")
                 raise
             await pod.end()
 
@@ -404,14 +404,6 @@ class Pod(Bound):
             ended.push_async_exit(self._leave_proxy)
             ended.push_async_callback(self.vm.close)
             await self.end()
-
-    async def _end_after(self, failure: BaseException) -> None:
-        """End it; what that fails with becomes notes of a failure. A cancelled caller does not wait."""
-        with cancelled_too(failure):
-            try:
-                await self.end()
-            except UVMError as error:
-                failure.add_note(f"and {error}")
 
     async def _end(self) -> None:
         """End it in order, up to what fails; raise the errors of that."""

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import anyio
 import anyio.lowlevel
 
+from uvm.backends.handles import ClosedOnce
 from uvm.backends.hcs.poller import Poller
 
 C = TypeVar("C", bound="Closing")
@@ -20,15 +21,15 @@ PIECE_BYTES: Final = 65536
 _PAUSE_SECONDS: Final = 0.005
 
 
-class Closing:
-    """A stream or listener, which is closed once, with or without awaiting.
+class Closing(ClosedOnce):
+    """A stream or a listener of a backend.
 
     :param shut: closes what it has.
     :param siblings: those that are open; it is one of them until it is closed.
     """
 
     def __init__(self, shut: Callable[[], object], siblings: set[Closing]) -> None:
-        self._closed = False
+        super().__init__()
         self._shut: Final = shut
         self._siblings: Final = siblings
         siblings.add(self)
@@ -36,17 +37,9 @@ class Closing:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} ({'closed' if self._closed else 'open'})>"
 
-    async def aclose(self) -> None:
-        """Close it, also in a cancelled scope. Idempotent."""
-        self.close()
-        await anyio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        """Close it at once. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._shut()
-            self._siblings.discard(self)
+    def _end(self) -> None:
+        self._shut()
+        self._siblings.discard(self)
 
     def _require_open(self) -> None:
         if self._closed:

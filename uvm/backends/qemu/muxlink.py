@@ -44,6 +44,7 @@ from uvm._wire.mux import (
     Reset,
     Writable,
 )
+from uvm.backends.handles import ClosedOnce
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
@@ -261,14 +262,14 @@ def _connected() -> Mux:
     return mux
 
 
-class MuxStream:
+class MuxStream(ClosedOnce):
     """One connection with the guest (:class:`~uvm.backend.EagerByteStream`).
 
     :class:`anyio.ClosedResourceError` if this end was closed, :class:`anyio.BrokenResourceError` if the guest
     has reset it or the link has ended, :class:`anyio.EndOfStream`.
     """
 
-    __slots__ = ("_arrived", "_broken", "_channel", "_closed", "_ended", "_link", "_waiting")
+    __slots__ = ("_arrived", "_broken", "_channel", "_ended", "_link", "_waiting")
 
     def __init__(self, link: MuxLink, channel: Channel) -> None:
         self._link = link
@@ -277,7 +278,7 @@ class MuxStream:
         self._waiting = Line()
         self._ended = channel.receiver.ended
         self._broken = False
-        self._closed = False
+        super().__init__()
         channel.owner = self
 
     def __repr__(self) -> str:
@@ -329,18 +330,11 @@ class MuxStream:
         self._link.send_eof(self._channel)
         await anyio.lowlevel.checkpoint()
 
-    async def aclose(self) -> None:
-        """Close both directions, also in a cancelled scope; what was sent is still delivered. Idempotent."""
-        self.close()
-        await anyio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        """Close both directions at once. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._arrived.clear()
-            self._link.close_channel(self._channel)
-            self._waiting.wake()
+    def _end(self) -> None:
+        """Close both directions; what was sent is still delivered."""
+        self._arrived.clear()
+        self._link.close_channel(self._channel)
+        self._waiting.wake()
 
     # What the link notes.
 
@@ -397,7 +391,7 @@ class MuxStream:
         return anyio.BrokenResourceError("the guest has reset it, or has gone")
 
 
-class MuxListener:
+class MuxListener(ClosedOnce):
     """Accepts the guest's connections to one port (:class:`~uvm.backend.Listener`)."""
 
     def __init__(self, link: MuxLink, port: int) -> None:
@@ -405,7 +399,7 @@ class MuxListener:
         self._link: Final = link
         self._offered: Final[deque[MuxStream]] = deque()
         self._callers: Final = Line()
-        self._closed = False
+        super().__init__()
 
     def __repr__(self) -> str:
         return shown(self, "port")
@@ -419,19 +413,12 @@ class MuxListener:
             await self._callers.wait()
         return self._offered.popleft()
 
-    async def aclose(self) -> None:
-        """Stop listening, also in a cancelled scope; close what was not accepted. Idempotent."""
-        self.close()
-        await anyio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        """Stop listening at once. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._link.unlisten(self)
-            while self._offered:
-                self._offered.popleft().close()
-            self._callers.wake()
+    def _end(self) -> None:
+        """Stop listening; close what was not accepted."""
+        self._link.unlisten(self)
+        while self._offered:
+            self._offered.popleft().close()
+        self._callers.wake()
 
     def offer(self, stream: MuxStream) -> None:
         """Add a connection to be accepted; one too many is closed."""

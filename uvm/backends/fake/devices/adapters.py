@@ -6,10 +6,9 @@ from typing import ClassVar, TypeAlias
 
 from uvm._names import guid_key
 from uvm.backends.fake.devices.request import Device, DeviceTable
-from uvm.backends.requests.adapters import checked
+from uvm.backends.requests.adapters import changed, checked
 from uvm.backends.requests.request import Request
-from uvm.hresult import HResult
-from uvm.schema.devices import INTERRUPT_MODERATION, Devices, NetworkAdapter
+from uvm.schema.devices import Devices, NetworkAdapter
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, VirtualAdapter
 from uvm.schema.system import VirtualMachine
@@ -53,13 +52,7 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
 
     def update(self, request: Request[VirtualAdapter], device: Adapter) -> None:
         """Change the SR-IOV settings of an adapter. Its endpoint cannot change."""
-        settings = request.parse(NetworkAdapter)
-        if settings != device.settings.replaced(iov_settings=settings.iov_settings):
-            raise request.invalid("only the SR-IOV settings of an adapter can change")
-        moderation = settings.iov_settings and settings.iov_settings.interrupt_moderation
-        if moderation is not None and moderation not in INTERRUPT_MODERATION.values():
-            raise request.refuse(HResult.HCS_E_INVALID_JSON, f"InterruptModeration is {moderation!r}")
-        device.settings = settings
+        device.settings = changed(request, device.settings)
 
     def detach(self, device: Adapter) -> None:
         """Disconnect an adapter from its endpoint."""

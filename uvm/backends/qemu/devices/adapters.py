@@ -23,11 +23,10 @@ from uvm._names import guid_key
 from uvm.backend import JSON
 from uvm.backends.qemu.devices.request import Device, DeviceTable, Pool, gone, unplugged
 from uvm.backends.qemu.tap import open_tap
-from uvm.backends.requests.adapters import checked
+from uvm.backends.requests.adapters import changed, checked
 from uvm.backends.requests.request import Request
 from uvm.errors import HostError, NoSpaceError
-from uvm.hresult import HResult
-from uvm.schema.devices import INTERRUPT_MODERATION, Devices, NetworkAdapter
+from uvm.schema.devices import Devices, NetworkAdapter
 from uvm.schema.json import to_json
 from uvm.schema.requests import Resource, VirtualAdapter
 from uvm.schema.system import VirtualMachine
@@ -135,12 +134,7 @@ class AdapterKind(DeviceTable[VirtualAdapter, str, Adapter]):
 
     def update(self, request: Request[VirtualAdapter], device: Adapter) -> None:
         """Refuse to change the SR-IOV settings, which is all that can change: there is no SR-IOV here."""
-        settings = request.parse(NetworkAdapter)
-        if settings != device.settings.replaced(iov_settings=settings.iov_settings):
-            raise request.invalid("only the SR-IOV settings of an adapter can change")
-        moderation = settings.iov_settings and settings.iov_settings.interrupt_moderation
-        if moderation is not None and moderation not in INTERRUPT_MODERATION.values():
-            raise request.refuse(HResult.HCS_E_INVALID_JSON, f"InterruptModeration is {moderation!r}")
+        changed(request, device.settings)
         raise request.lacking("adapters have no SR-IOV here")
 
     async def detach(self, request: Request[VirtualAdapter], device: Adapter) -> None:
