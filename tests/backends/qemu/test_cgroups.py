@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ def emptied(path: Path) -> None:
         each.unlink()
 
 
+def made_in(parent: Path, shape: Topology, *, emulated: bool) -> Cgroup:
+    made = Cgroup.of(parent, RUNTIME_ID)
+    made.make(shape, emulated=emulated)
+    return made
+
+
 @pytest.mark.parametrize(
     ("processor", "maximum", "weight"),
     [
@@ -59,7 +66,7 @@ def emptied(path: Path) -> None:
 def test_a_vm_is_bounded_in_processors_and_in_memory(
     tree: Path, processor: dict[str, int], maximum: str, weight: str
 ) -> None:
-    made = Cgroup.create(tree, RUNTIME_ID, topology(**processor), emulated=False)
+    made = made_in(tree, topology(**processor), emulated=False)
     assert made.path == tree / f"uvm-{RUNTIME_ID}"
     written = {"memory.max": str(768 * MIB), "cpu.max": maximum, "cpu.weight": weight}
     assert files(made.path) == written
@@ -71,13 +78,13 @@ def test_a_vm_is_bounded_in_processors_and_in_memory(
 
 
 def test_translated_code_has_room(tree: Path) -> None:
-    made = Cgroup.create(tree, RUNTIME_ID, topology(), emulated=True)
+    made = made_in(tree, topology(), emulated=True)
     assert files(made.path)["memory.max"] == str((256 + 512 + 1024) * MIB)
 
 
 def test_what_is_enabled_is_left_as_it_is(tree: Path) -> None:
     (tree / "cgroup.subtree_control").write_text("memory cpu pids")
-    Cgroup.create(tree, RUNTIME_ID, topology(), emulated=False)
+    made_in(tree, topology(), emulated=False)
     assert files(tree)["cgroup.subtree_control"] == "memory cpu pids"
 
 
@@ -92,7 +99,7 @@ def test_processes_of_the_cgroup_move_into_a_leaf(tree: Path, monkeypatch: pytes
             return file.write(text) if path.name == "cgroup.procs" else write(path, text)
 
     monkeypatch.setattr(Path, "write_text", written)
-    Cgroup.create(tree, RUNTIME_ID, topology(), emulated=False)
+    made_in(tree, topology(), emulated=False)
     assert files(tree / "uvm-host") == {"cgroup.procs": "1718"}
     assert files(tree)["cgroup.subtree_control"] == "+cpu +memory"
 
@@ -100,7 +107,7 @@ def test_processes_of_the_cgroup_move_into_a_leaf(tree: Path, monkeypatch: pytes
 def test_a_cgroup_without_the_controllers_is_refused_and_nothing_is_left(tree: Path) -> None:
     (tree / "cgroup.controllers").write_text("cpu pids")
     with pytest.raises(NotSupportedError, match=r"lacks the controllers memory; nothing was started; run "):
-        Cgroup.create(tree, RUNTIME_ID, topology(), emulated=False)
+        made_in(tree, topology(), emulated=False)
     assert not (tree / f"uvm-{RUNTIME_ID}").exists()
 
 
@@ -178,22 +185,35 @@ async def test_a_vm_with_limits_has_a_cgroup_until_it_ends(
 
 
 @pytest.mark.anyio
-async def test_a_cgroup_that_cannot_be_noted_is_removed(
+async def test_a_cgroup_is_noted_before_it_is_made_so_that_it_is_always_found(
     tree: Path, tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remove, write = os.rmdir, Path.write_text
+    noted: list[str] = []
 
-    def as_the_kernel_does(path: Path | str, **where: Any) -> None:
-        if Path(path).parent == tree:
-            emptied(Path(path))
-        remove(path, **where)
+    def make(cgroup: Cgroup, shape: Topology, *, emulated: bool) -> None:
+        [record] = (tmp_path / "run").glob("*/vm.json")
+        noted.append(json.loads(record.read_text())["Cgroup"])
+        raise NotSupportedError("as if this process had been killed")
+
+    monkeypatch.setattr(Cgroup, "make", make)
+    async with StandInBackend(StandInLauncher(), tmp_path / "run", cgroup=tree) as backend:
+        with pytest.raises(NotSupportedError, match="been killed"):
+            await backend.create("vm1", _limited(kernel, Limit=10_000))
+    [path] = noted
+    assert Path(path).parent == tree
+
+
+@pytest.mark.anyio
+async def test_a_cgroup_that_cannot_be_noted_is_not_made(
+    tree: Path, tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
 
     def full(path: Path, text: str, *how: str) -> int:
         if f"{tree}/uvm-" in text:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, text, *how)
 
-    monkeypatch.setattr(os, "rmdir", as_the_kernel_does)
     async with StandInBackend(StandInLauncher(), tmp_path / "run", cgroup=tree) as backend:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_text", full)
@@ -219,7 +239,7 @@ async def test_without_a_delegated_cgroup_limits_are_refused_before_anything_sta
 async def test_the_kernel_has_a_process_in_its_cgroup_and_lets_it_be_removed_after_its_end() -> None:
     try:
         parent = delegated(os.environ.get("UVM_CGROUP", ""))
-        made = Cgroup.create(parent, RUNTIME_ID, topology(limit=50_000), emulated=False)
+        made = made_in(parent, topology(limit=50_000), emulated=False)
     except NotSupportedError as error:
         pytest.skip(str(error))
     launcher = Launcher()

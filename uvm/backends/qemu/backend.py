@@ -22,7 +22,7 @@ from uuid import uuid4
 import anyio
 import anyio.abc
 import anyio.to_thread
-from attrs import astuple
+from attrs import astuple, evolve
 
 from uvm._async import BareTaskGroup, Flag, errors_of
 from uvm._checks import checked, choice, flag, text, whole
@@ -259,15 +259,17 @@ class QEMUBackend:
 
     async def _claim(self, record: Record, topology: Topology, acceleration: Acceleration) -> VMDirectory:
         """Make the directory of a VM, and its cgroup if it has limits, or the backend has a cgroup."""
-        parent = None
+        cgroup = None
         if self._cgroup or has_limits(topology):
             parent = await anyio.to_thread.run_sync(delegated, self._cgroup)
+            cgroup = Cgroup.of(parent, record.runtime_id)
+            # Before it is made, so that it is found whenever this process is killed.
+            record = evolve(record, cgroup=str(cgroup.path))
         directory = await anyio.to_thread.run_sync(self._directory.claim, record, self._choose_user)
-        if parent is not None:
-            create = partial(Cgroup.create, emulated=acceleration == "tcg")
+        if cgroup is not None:
+            make = partial(cgroup.make, topology, emulated=acceleration == "tcg")
             try:
-                made = await anyio.to_thread.run_sync(create, parent, record.runtime_id, topology)
-                directory.note(cgroup=str(made.path))
+                await anyio.to_thread.run_sync(make)
             except BaseException:
                 # With its cgroup, once it has one.
                 directory.remove()

@@ -107,24 +107,27 @@ class Cgroup:
         return f"<{type(self).__name__} {self.path}>"
 
     @classmethod
-    def create(cls, parent: Path, runtime_id: str, topology: Topology, *, emulated: bool) -> Cgroup:
-        """Make the cgroup of a VM, with its limits and a ceiling of its memory; blocking.
+    def of(cls, parent: Path, runtime_id: str) -> Cgroup:
+        """Return the cgroup of a VM, which is yet to be made."""
+        return cls(str(parent / f"uvm-{runtime_id}"))
+
+    def make(self, topology: Topology, *, emulated: bool) -> None:
+        """Make it, with the limits of its VM and a ceiling of its memory; blocking.
 
         :raises NotSupportedError: the parent is not delegated, or lacks a controller.
         """
-        made = cls(str(parent / f"uvm-{runtime_id}"))
+        parent = self.path.parent
         memory, processor = topology.memory or VirtualMachineMemory(), _processor(topology)
         overhead = _OVERHEAD_MB + (_TRANSLATED_MB if emulated else 0)
         try:
             _enable(parent)
-            made.path.mkdir()
-            made._write("memory.max", str((memory.size_in_mb + overhead) * MIB))
-            made.limit(processor.count, processor.limit, processor.weight)
+            self.path.mkdir()
+            self._write("memory.max", str((memory.size_in_mb + overhead) * MIB))
+            self.limit(processor.count, processor.limit, processor.weight)
         except OSError as error:
-            made.remove()
+            self.remove()
             text = f"the cgroup {parent} cannot be used: {error}; nothing was started; {_HOW}"
             raise NotSupportedError(text) from error
-        return made
 
     @property
     def procs(self) -> str:
