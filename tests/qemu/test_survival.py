@@ -41,6 +41,26 @@ async def main():
 anyio.run(main)
 """
 
+#: Creates a VM that would survive it, and waits to be killed before that is done.
+CREATES = """
+import anyio, sys
+from pathlib import Path
+from tests.qemu.vms import backend_of, running_vm
+from uvm.backends.qemu.devices.tree import DeviceTree
+
+async def main():
+    async with backend_of(Path(sys.argv[1])) as backend:
+        async def load(*of):
+            print(backend._vms["vm1"].pid, flush=True)
+            await anyio.sleep_forever()
+
+        DeviceTree.load = load
+        async with running_vm(backend, id="vm1", survive_process=True):
+            pass
+
+anyio.run(main)
+"""
+
 FIRST, SECOND = scsi_attachment_path(0, 0), scsi_attachment_path(0, 1)
 
 
@@ -78,6 +98,15 @@ async def test_a_vm_survives_a_kill_of_its_process_and_is_used_and_ended_by_the_
             await system.close()
 
 
+async def test_a_vm_whose_process_is_killed_while_it_creates_it_is_ended_by_the_next(tmp_path: Path) -> None:
+    with leaving_nothing(tmp_path) as pids:
+        [qemu] = _printed_by_a_killed_process(CREATES, tmp_path)
+        pids.append(int(qemu))
+        assert ProcessName.of(pids[0]) is not None
+        async with backend_of(tmp_path) as backend:
+            assert await backend.enumerate() == []
+
+
 def _disk(path: str, action: str, mounted: str, **settings: str) -> JSON:
     """The request for a disk, which the guest mounts or unmounts too."""
     lun = int(path.rpartition("/")[2])
@@ -103,9 +132,15 @@ async def _read(system: System, path: str) -> bytes:
 
 def _left_by_a_killed_process(tmp_path: Path) -> tuple[int, str]:
     """Return the process of QEMU, and where the guest has the disk."""
-    command = [sys.executable, "-c", HOLDS, str(tmp_path)]
+    qemu, mounted = _printed_by_a_killed_process(HOLDS, tmp_path)
+    return int(qemu), mounted
+
+
+def _printed_by_a_killed_process(program: str, tmp_path: Path) -> list[str]:
+    """Return the words of the first line that a program prints, which is killed then."""
+    command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        qemu, mounted = process.stdout.readline().split()
+        words = process.stdout.readline().split()
         process.kill()
-    return int(qemu), mounted
+    return words
