@@ -12,6 +12,9 @@ from typing import Final
 
 from attrs import field, frozen
 
+from uvm._drawing.blocks import table
+from uvm._drawing.drawing import Drawing
+
 __all__ = ["HCSSHIM", "HEADINGS", "NO_LOOP", "Figure", "Span", "render", "time_per_call"]
 
 #: Stands in the table where no event loop takes part.
@@ -37,7 +40,7 @@ class Figure:
     :ivar samples: in ``unit``.
     :ivar budget: what the design allows; empty where it says nothing. The table judges nothing.
     :ivar hcsshim: what the Go library took for the same, at least.
-    :ivar note: what the row says besides, printed under it.
+    :ivar note: what the row says besides, printed beside it.
     """
 
     what: str
@@ -131,21 +134,6 @@ def _number(value: float) -> str:
 
 def render(figures: Sequence[Figure]) -> str:
     """Draw the table."""
-    rows = [(figure.cells(), figure.note) for figure in figures]
-    widths = [max(map(len, column)) for column in zip(HEADINGS, *(cells for cells, _ in rows), strict=True)]
-    lines = [_line(HEADINGS, widths), _line(["-" * width for width in widths], widths)]
-    for cells, note in rows:
-        lines.append(_line(cells, widths))
-        if note:
-            lines.append(f"    {note}")
-    if any(figure.hcsshim for figure in figures):
-        lines += ["", HCSSHIM]
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    # Text to the left, the three numbers of a row to the right.
-    return "  ".join(
-        cell.rjust(width) if 2 <= i <= 5 else cell.ljust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ).rstrip()
+    rows = [(*figure.cells(), figure.note) for figure in figures]
+    drawn = str(Drawing((table((*HEADINGS, "note"), rows, right=(2, 3, 4, 5)),)))
+    return f"{drawn}\n\n{HCSSHIM}" if any(figure.hcsshim for figure in figures) else drawn

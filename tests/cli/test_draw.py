@@ -33,6 +33,6 @@ def test_a_refused_request_has_its_refusal_below() -> None:
         "guest", {"ResourceType": "MappedVirtualDisk", "RequestType": "Add", "Settings": settings}
     )
     assert text(draw_request(summary, "refused: E_FAIL")).splitlines() == [
-        "  guest  add       MappedVirtualDisk 0:0       at /run/mounts/scsi/m0, ext4, ensure-filesystem",
-        "                                               refused: E_FAIL",
+        "  guest  add        MappedVirtualDisk 0:0       at /run/mounts/scsi/m0, ext4, ensure-filesystem",
+        "                                                refused: E_FAIL",
     ]

@@ -63,8 +63,8 @@ def test_a_table_fits_the_terminal_and_a_line_is_left_whole(monkeypatch: pytest.
     terminal = Terminal.of(screen)
     terminal.write(Rule(Span("title")), table((), [(word, "y")]))
     assert {len(each) for each in screen.getvalue().splitlines() if "\x1b" not in each} == {40}
-    terminal.write(word)
-    assert word in screen.getvalue().splitlines()
+    terminal.write(word, line(word, indent=4))
+    assert screen.getvalue().splitlines()[-2:] == [word, f"    {word}"]
 
 
 def test_no_text_is_markup_for_rich() -> None:

@@ -123,6 +123,11 @@ def test_a_text_is_never_markup(text: str) -> None:
     assert page.text.count(shown) == 4
 
 
+@pytest.mark.parametrize("character", ["x", "\U0010ffff"])
+def test_a_long_text_is_not_cut(character: str) -> None:
+    assert Span(character * 5000).text == Span(character).text * 5000
+
+
 texts = st.text(st.characters(exclude_categories=()), max_size=30) | st.sampled_from(HOSTILE)
 spans = st.builds(Span, texts, st.sampled_from(STYLES))
 widths = st.integers(0, 40)

@@ -47,6 +47,13 @@ def test_a_vm_its_devices_and_its_end(backend: uvm.FakeBackend) -> None:
     assert backend.leftovers() == []
 
 
+def test_a_vm_and_its_devices_are_printed_as_those_of_the_other_api(backend: uvm.FakeBackend) -> None:
+    options = uvm.LCOWOptions(id="vm1")
+    with uvm.sync.create_vm(options, backend=backend) as vm, vm.scsi.attach(DISK):
+        assert str(vm) == "vm1: a Linux VM, running, with 1 disk"
+        assert DISK in str(vm.devices())
+
+
 def test_what_the_body_raises_is_raised_as_it_is(backend: uvm.FakeBackend) -> None:
     error = LookupError("of the body")
     with (

@@ -185,9 +185,9 @@ def test_requests_have_their_outcome() -> None:
         )
     )
     assert section(vm, "Recent requests")[1:] == [
-        "    at (UTC)  to     verb  resource  settings           outcome",
-        "    03:04:05  host   add   Scsi 0:1  a.vhdx, read-only  ok",
-        "    03:04:05  guest  add   Network                      unknown: no answer of 6fb1ab1e",
+        "    at (UTC)  to     verb  resource  outcome  settings           why",
+        "    03:04:05  host   add   Scsi 0:1  ok       a.vhdx, read-only",
+        "    03:04:05  guest  add   Network   unknown                     no answer of 6fb1ab1e",
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from uvm._vm.requestsummary import summarize
+from uvm._vm.requestsummary import shorten, summarize
 from uvm.schema.requests import SCSI_CONTROLLER_GUIDS
 
 GUID = "6fb1ab1e-3c4b-4d8d-8d0c-2d6a4a9b8c11"
@@ -71,3 +71,9 @@ DISK_PATH = f"VirtualMachine/Devices/Scsi/{SCSI_CONTROLLER_GUIDS[2]}/Attachments
 def test_a_request_in_a_few_words(to: str, document: dict[str, object], told: str) -> None:
     words = summarize(to, document)
     assert " ".join(filter(None, (words.to, words.verb, words.resource, ", ".join(words.settings)))) == told
+
+
+def test_ids_are_cut_to_their_first_part() -> None:
+    container = "5b34d47dc914" + "0f" * 26
+    assert shorten(f"{GUID} of /run/{container}/rootfs") == "6fb1ab1e of /run/5b34d47dc914/rootfs"
+    assert shorten(f"{container}0") == f"{container}0"

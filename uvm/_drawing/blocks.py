@@ -14,7 +14,8 @@ Style: TypeAlias = Literal["", "bold", "dim", "red", "green", "yellow", "blue", 
 
 
 def _harmless(text: str) -> str:
-    return printable(text)
+    # No character is escaped by more than ten, so nothing is cut.
+    return printable(text, 10 * len(text))
 
 
 @frozen

@@ -17,16 +17,13 @@ def renderables(blocks: Iterable[Block]) -> Iterator[RenderableType]:
     for block in blocks:
         match block:
             case Line(parts, indent):
-                yield _indented(Text.assemble(*map(_text, parts)), indent)
+                # Without padding, which would cut it where the console leaves long lines to the terminal.
+                yield Text.assemble(" " * indent, *map(_text, parts))
             case Rule(title):
                 begun = Text.assemble(("── ", "dim"), _text(title))
                 yield rule.Rule(begun, align="left", style="dim")
             case Table():
-                yield _indented(_table(block), block.indent)
-
-
-def _indented(drawn: RenderableType, indent: int) -> RenderableType:
-    return Padding(drawn, (0, 0, 0, indent), expand=False) if indent else drawn
+                yield Padding(_table(block), (0, 0, 0, block.indent))
 
 
 def _text(span: Span) -> Text:

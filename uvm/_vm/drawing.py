@@ -328,10 +328,6 @@ def _stuck(title: str, stuck: Iterable[StuckDevice], style: Style) -> list[Block
     return _section(title, ("device", "at", "since (UTC)", "why"), rows)
 
 
-def _outcome(request: RecentRequest) -> str:
-    return f"{request.outcome}: {shorten(request.why)}" if request.why else request.outcome
-
-
 def _requests(requests: Iterable[RecentRequest]) -> list[Block]:
     rows = [
         (
@@ -339,9 +335,11 @@ def _requests(requests: Iterable[RecentRequest]) -> list[Block]:
             each.to,
             each.verb,
             each.resource,
+            Span(each.outcome, _OUTCOMES.get(each.outcome, "")),
             ", ".join(each.settings),
-            Span(_outcome(each), _OUTCOMES.get(each.outcome, "")),
+            shorten(each.why),
         )
         for each in requests
     ]
-    return _section("Recent requests", ("at (UTC)", "to", "verb", "resource", "settings", "outcome"), rows)
+    header = ("at (UTC)", "to", "verb", "resource", "outcome", "settings", "why")
+    return _section("Recent requests", header, rows)

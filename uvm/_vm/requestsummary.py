@@ -15,6 +15,8 @@ from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.requests import ScsiAttachment, VPMemMapping, parse_resource_path
 
 _GUID: Final = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+#: As container engines make them.
+_LONG_ID: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 _PREFIXES: Final = ("VirtualMachine/Devices/", "VirtualMachine/ComputeTopology/")
 
 #: Settings that are shown without their name, or after a word.
@@ -62,8 +64,8 @@ class Summary:
 
 
 def shorten(text: str) -> str:
-    """Shorten each GUID in a text to its first part."""
-    return _GUID.sub(r"\1", text)
+    """Shorten each GUID, and each id of 64 digits, in a text to its first part."""
+    return _LONG_ID.sub(r"\1", _GUID.sub(r"\1", text))
 
 
 def offset(size_bytes: Any) -> str:

@@ -12,7 +12,7 @@ from uvm.schema.common import PAGE_BYTES
 
 _COLOURS: Final[dict[str, Style]] = {"host": "cyan", "guest": "magenta", "grant": "yellow"}
 #: The columns of a request, so that requests that are drawn one by one stand below each other.
-_WIDTHS: Final = (5, 8, 26)
+_WIDTHS: Final = (5, 9, 26)
 
 
 def draw_statistics(statistics: VMStatistics) -> Table:
