@@ -247,7 +247,7 @@ async def test_an_adapter_reaches_its_gateway_and_nothing_when_it_is_gone(
     await network.add_namespace_endpoint(namespace["ID"], endpoint["ID"])
     [route] = endpoint["Routes"]
     async with vm.network.setup(namespace["ID"]):
-        assert "1 packets received" in await said(vm, f"ping -c 1 -W 10 {route['NextHop']}")
+        assert "1 packets received" in await said(vm, f"ping -c 1 -W 60 {route['NextHop']}")
         address = endpoint["IpConfigurations"][0]["IpAddress"]
         assert address in await said(vm, "ip -4 addr show eth0")
         assert endpoint["Dns"]["ServerList"][0] in await read(vm, "/etc/resolv.conf")

@@ -103,5 +103,5 @@ async def test_a_tap_device_of_roots_connects_a_guest_with_the_host(tmp_path: Pa
         endpoint = await backend.network.create_endpoint(f"tap:{tap}", {"IpConfigurations": addresses})
         await backend.network.add_namespace_endpoint(namespace, endpoint["ID"])
         async with vm.network.setup(namespace):
-            said = (await vm.run(["ping", "-c", "1", "-W", "10", "10.99.7.1"])).stdout
+            said = (await vm.run(["ping", "-c", "1", "-W", "60", "10.99.7.1"])).stdout
             assert b"1 packets received" in said
