@@ -510,16 +510,19 @@ async def test_a_state_is_not_deleted_by_hand_while_layers_are_mounted(external:
 
 
 @anyio_test
-async def test_what_the_deletion_of_a_state_is_refused_with_comes_out_of_the_release() -> None:
+async def test_what_the_deletion_of_a_state_is_refused_with_comes_out_of_the_release_which_tries_again() -> (
+    None
+):
     async with running() as run:
         root = await run.vm.mount_layers("c1", [LAYER], DISK)
         await (await run.vm.create_container("c1", SPEC, root=root)).aclose()
-        run.backend.faults.refuse(operation="delete container state")
-        with pytest.raises(GuestError, match="delete the state of container c1"):
-            await root.release()
-        assert run.guest.mounts == {}
+        run.backend.faults.refuse(operation="delete container state", first=2)
+        for _ in range(2):
+            with pytest.raises(GuestError, match="delete the state of container c1"):
+                await root.release()
+            assert (run.guest.mounts, root.state, containers(run)) == ({}, uvm.LeaseState.REFUSED, ["c1"])
         await root.release()
-        assert root.released
+        assert (root.released, containers(run)) == (True, [])
 
 
 ON_DATA = uvm.Mount(guest_path="/mnt/data")

@@ -33,6 +33,7 @@ from uvm._buses.vpmem import VPMemLease
 from uvm._buses.vsmb import VSMBLease
 from uvm._checks import U32, Checked, checked, go, text, whole
 from uvm._guest.specs import bundle_of, check_container_id
+from uvm._guest.states import Deletion
 from uvm._names import HostPath, text_of
 from uvm._repr import brief, brief_call, counted
 from uvm._vm.devices import Devices
@@ -110,6 +111,8 @@ class RootFileSystem(ReleasedByTask):
     _combined: Lease
     #: Of a Windows container, the id and the path of each layer, as its document has them.
     _named: tuple[tuple[str, str], ...] = ()
+    #: The deletion of its container's state, if that has failed.
+    _failed_deletion: Deletion | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
         parts = f"{counted(len(self.layers), 'layers')}, scratch {self.scratch.host_path}"
@@ -126,6 +129,8 @@ class RootFileSystem(ReleasedByTask):
 
     def _state_of_parts(self) -> LeaseState:
         state = state_of_all(self._holds)
+        if self._failed_deletion is not None and state in (LeaseState.RELEASED, LeaseState.GONE):
+            return LeaseState.REFUSED
         return LeaseState.REFUSED if self._releasing.error and state is LeaseState.HELD else state
 
     @property
@@ -169,17 +174,27 @@ class RootFileSystem(ReleasedByTask):
     async def _take_apart(self) -> None:
         states, errors = self._link.states, list[Exception]()
         await states.closed(self._container_id)
-        deletion = states.pending(self._container_id)
+        deletion = self._failed_deletion or states.pending(self._container_id)
         # Layers that the guest has combined cannot be unmounted.
         for leases in ([self._combined], [self.scratch, *self.layers]):
             held = (lease.release for lease in leases if not lease.released)
             errors = errors or await errors_of(held)
         errors = errors or [hold.error for hold in self._holds if isinstance(hold.error, Exception)]
         if deletion is not None and deletion.begun:
-            await deletion.done.wait()
-            errors += [deletion.error] if deletion.error else []
+            errors += await errors_of([partial(self._deleted, deletion)])
         if errors:
             raise together(f"releasing {self.root}", errors)
+
+    async def _deleted(self, deletion: Deletion) -> None:
+        """Wait for the deletion of its container's state; if that failed before, try it again."""
+        if self._failed_deletion is not None:
+            await deletion.forget()
+            self._failed_deletion = None
+            return
+        await deletion.done.wait()
+        if deletion.error is not None:
+            self._failed_deletion = deletion
+            raise deletion.error
 
 
 async def _with_scratch(

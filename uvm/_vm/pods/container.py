@@ -166,9 +166,6 @@ class PodContainer(ProcessHost):
             errors += await self._unshare()
         if not self.resources.released:
             errors += await errors_of([self.resources.release])
-        elif self._vm.os == "linux":
-            # Tried again: its state is deleted with what was released last, which may have failed.
-            errors += await errors_of([self.container._forget])
         if errors:
             raise together(f"ending container {self.id}", errors)
         self._pod._left(self._member)
