@@ -28,6 +28,20 @@ def test_every_drawing_that_a_page_includes_is_drawn() -> None:
     assert not missing
 
 
+def test_every_picture_that_a_page_shows_is_drawn_without_what_a_server_has() -> None:
+    runpy.run_path(str(DOCS / "pictures.py"))["write_pictures"](DOCS / "_build" / "pictures")
+    shown = {
+        name
+        for page in DOCS.glob("*.md")
+        for name in re.findall(r"_build/pictures/([\w.]+)", page.read_text("utf-8"))
+    }
+    drawn = {name: (DOCS / "_build" / "pictures" / name).read_text("utf-8") for name in shown}
+    assert {"devices.svg", "devices.html"} <= drawn.keys()
+    for picture in drawn.values():
+        assert "SCSI" in picture
+        assert not re.search(r"""(url\(|src=|href=)["']?http""", picture)
+
+
 def test_a_field_of_a_docstring_begins_its_line_or_it_is_not_rendered() -> None:
     sources = (DOCS.parent / "uvm").rglob("*.py")
     assert [

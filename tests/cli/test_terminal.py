@@ -62,7 +62,9 @@ def test_a_table_fits_the_terminal_and_a_line_is_left_whole(monkeypatch: pytest.
     screen, word = Screen(tty=True), "x" * 100
     terminal = Terminal.of(screen)
     terminal.write(Rule(Span("title")), table((), [(word, "y")]))
-    assert {len(each) for each in screen.getvalue().splitlines() if "\x1b" not in each} == {40}
+    # An old console of Windows has one column less.
+    assert {len(each) for each in screen.getvalue().splitlines() if "\x1b" not in each} <= {39, 40}
+    assert screen.getvalue().count("x") == len(word)
     terminal.write(word, line(word, indent=4))
     assert screen.getvalue().splitlines()[-2:] == [word, f"    {word}"]
 

@@ -89,7 +89,8 @@ def _console_of(stream: TextIO) -> TerminalConsole | None:
         from uvm.cli.console import TerminalConsole
     except ImportError:
         return None
-    console = TerminalConsole(file=stream)
+    # Old consoles of Windows are coloured by calls; a pipe is none.
+    console = TerminalConsole(file=stream, legacy_windows=None if stream.isatty() else False)
     return console if console.is_terminal else None
 
 
