@@ -34,6 +34,7 @@ from uvm.errors import (
     VMExitedError,
     VMStateError,
 )
+from uvm.testing.backends.checks import until
 
 pytestmark = pytest.mark.anyio
 
@@ -305,11 +306,11 @@ async def test_a_caller_who_leaves_an_answer_that_is_lost_disturbs_nothing(
 ) -> None:
     async with running(tmp_path, kernel) as (system, child):
         child.disturb = _lost
-        with anyio.move_on_after(0.05) as scope:
-            await system.pause()
-        assert scope.cancelled_caught
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(system.pause)
+            await until(lambda: child.fake.vms["guest"].state == "Paused")
+            tasks.cancel_scope.cancel()
         child.disturb = lambda name, arguments: anyio.lowlevel.checkpoint()
-        assert child.fake.vms["guest"].state == "Paused"
         await system.terminate()
 
 
@@ -353,8 +354,14 @@ async def test_what_is_asked_while_qemu_dies_ends_with_the_vm(tmp_path: Path, ke
 
 async def test_a_creation_that_is_cancelled_leaves_nothing(tmp_path: Path, kernel: str) -> None:
     async with entered(tmp_path) as backend:
-        backend.launcher.prepare = lambda child: setattr(child, "disturb", _never)
-        with anyio.move_on_after(0.05) as scope:
+        scope = anyio.CancelScope()
+
+        async def leave(name: str, arguments: JSON) -> None:
+            scope.cancel()
+            await anyio.sleep_forever()
+
+        backend.launcher.prepare = lambda child: setattr(child, "disturb", leave)
+        with scope:
             await backend.create("vm1", document(kernel))
         assert scope.cancelled_caught
         assert backend.launcher.started["vm1"].exit_code == -9
