@@ -59,6 +59,10 @@ def test_html_needs_no_style_sheet_and_keeps_columns_apart() -> None:
     assert re.search(r"<td[^>]*>a long name</td><td[^>]*text-align:right[^>]*>1</td>", html)
 
 
+def test_an_empty_line_of_html_is_not_dropped_at_the_beginning() -> None:
+    assert re.search("<pre[^>]*>\n\n</pre>", Drawing((Line(),))._repr_html_())
+
+
 def test_columns_can_be_wider_than_what_is_in_them_so_that_tables_match() -> None:
     narrow, wide = table((), [("a", "b")], least=(4,)), table((), [("abcd", "b")])
     assert [str(Drawing((each,))) for each in (narrow, wide)] == ["a     b", "abcd  b"]

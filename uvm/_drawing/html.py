@@ -36,9 +36,9 @@ def html_of(blocks: Iterable[Block]) -> str:
 
 def _lines(blocks: Iterable[Block]) -> str:
     lines = (" " * each.indent + "".join(map(_span, each.parts)) for each in blocks if isinstance(each, Line))
-    # Each ends with a line end, since an empty line would have no height.
+    # A line end that follows <pre> is dropped, and so might be an empty line.
     text = "".join(each + "\n" for each in lines)
-    return f'<pre style="{_PRE}">{text}</pre>'
+    return f'<pre style="{_PRE}">\n{text}</pre>'
 
 
 def _block(block: Block) -> str:
