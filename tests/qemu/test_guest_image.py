@@ -15,6 +15,7 @@ from tests.qemu.limits import PATIENCE_SECONDS
 from tests.qemu.setup import CHECKOUT
 from uvm.backends.qemu.accel import trial
 from uvm.backends.qemu.availability import availability
+from uvm.backends.qemu.commandline import kernel_arguments
 from uvm.backends.qemu.guestimage import Image, ImageOptions, build
 from uvm.backends.qemu.guestimage.cache import Cache
 from uvm.backends.qemu.guestimage.interpreter import this_interpreter
@@ -34,7 +35,8 @@ def console_of(image: Image) -> str:
         [
             *(QEMU, "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "512", "-nodefaults"),
             *("-no-user-config", "-display", "none", "-no-reboot", "-sandbox", "on", "-serial", "stdio"),
-            *("-kernel", image.kernel, "-initrd", image.initrd, "-append", "console=ttyS0 quiet panic=-1"),
+            *("-kernel", image.kernel, "-initrd", image.initrd),
+            *("-append", kernel_arguments("quiet panic=-1")),
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,

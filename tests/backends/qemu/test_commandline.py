@@ -147,6 +147,10 @@ def test_arguments_after_two_dashes_at_the_end_are_none() -> None:
     assert "--" not in kernel_arguments("quiet --").split()
 
 
+def test_a_kernel_that_a_busy_machine_does_not_run_in_time_does_not_panic() -> None:
+    assert "no_timer_check" in kernel_arguments("quiet").split()
+
+
 def test_the_console_is_a_ring_or_the_socket_that_the_document_names() -> None:
     assert "ringbuf,id=console,size=65536" in values(line(), "-chardev")
     arguments = line(machine(console_pipe="/tmp/a,b"), console="fd=9,server=on,wait=off")
