@@ -174,6 +174,27 @@ async def test_a_release_goes_on_for_a_caller_who_leaves(to: Any) -> None:
         check_at_rest(run)
 
 
+async def test_one_that_the_caller_of_its_release_has_left_is_an_orphan_until_a_caller_has_it_again() -> None:
+    async with running(options()) as run:
+        container = await started(run)
+        mount = await run.vm.mount_in_container(container, SHARED, DATA)
+        with run.backend.faults.hold(to="guest", request_type="Remove") as gate:
+            async with anyio.create_task_group() as tasks:
+                attempt = Attempt.begin(tasks, mount.release)
+                (parked,) = await gate.wait()
+                attempt.scope.cancel()
+            parked.refuse()
+        await run.vm.settled()
+        assert [orphan.where for orphan in run.vm.orphans] == [f"{DATA} in container c1"]
+        run.backend.faults.refuse(to="guest", request_type="Remove", first=1)
+        with pytest.raises(RefusedError):
+            await mount.release()
+        assert (left(run), run.vm.orphans) == (([DATA], [SHARED]), ())
+        await mount.release()
+        assert left(run) == ([], [])
+        check_at_rest(run)
+
+
 async def fails_and_stays(run: Running, container: uvm.Container) -> str:
     """Have a mount fail, and unmapping it as well."""
     run.backend.faults.lose(to="guest", operation="modify", request_type="Add", first=1, applied=True)

@@ -110,6 +110,8 @@ class ContainerMount(ReleasedByTask):
         :raises AlreadyReleasedError: a release of it has succeeded before.
         :raises UnknownOutcomeError: the answer was lost; it may be mapped.
         """
+        # A caller has it.
+        self._left_at = None
         await super().release()
 
     async def _take_apart(self) -> None:
