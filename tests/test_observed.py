@@ -47,7 +47,7 @@ async def test_every_record_of_a_session_has_every_field(way: str, caplog: pytes
     await play(lambda **held: None, os, **options)
     assert caplog.records
     assert [each.getMessage() for each in caplog.records if not vars(each).keys() >= FIELDS] == []
-    assert {vars(each)["vm_id"] for each in caplog.records} == {"vm1"}
+    assert "vm1" in {vars(each)["vm_id"] for each in caplog.records} <= {"vm1", None}
 
 
 async def test_an_operation_is_logged_with_its_device_its_duration_and_its_outcome(
