@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory
+from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
 from uvm.backends.qemu.users import Chosen, Identity
 from uvm.errors import HostError, HostPathError
 from uvm.schema.json import SchemaError
@@ -79,6 +79,26 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     select.select([pidfd], [], [])
     os.close(pidfd)
+
+
+@pytest.mark.parametrize(
+    ("uid", "may", "state", "directory"),
+    [
+        (0, True, "/state", "/run/uvm"),
+        (0, False, "/state", "/state/uvm/vms"),
+        (1000, True, "/state", "/state/uvm/vms"),
+        (1000, False, "relative", "/home/user/.local/state/uvm/vms"),
+    ],
+    ids=["root", "root of a user namespace", "another user", "without a state directory"],
+)
+def test_each_user_has_a_directory_where_it_may_write(
+    monkeypatch: pytest.MonkeyPatch, uid: int, may: bool, state: str, directory: str
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.setattr(os, "access", lambda path, mode: may)
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    monkeypatch.setenv("HOME", "/home/user")
+    assert default_runtime_directory() == directory
 
 
 def test_a_directory_belongs_to_this_user_alone(runtime: RuntimeDirectory) -> None:

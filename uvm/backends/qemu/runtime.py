@@ -65,7 +65,8 @@ _KILL_SECONDS: Final = 5.0
 
 def default_runtime_directory() -> str:
     """Return the runtime directory of this user."""
-    if os.getuid() == 0:
+    # That of a user namespace may not write there.
+    if os.getuid() == 0 and os.access("/run", os.W_OK):
         return "/run/uvm"
     base = os.environ.get("XDG_STATE_HOME", "")
     # The specification has relative paths ignored.
