@@ -24,7 +24,8 @@ pytestmark = pytest.mark.anyio
 _VMS: Final = 20
 #: The standing task, the reader of the guest's log, and that of the connection to the guest.
 _TASKS: Final = 3
-_OBJECTS: Final = {"asyncio": 318, "trio": 362}
+#: Two in a hundred more than were counted: the interpreter makes some of its own meanwhile.
+_OBJECTS: Final = {"asyncio": 323, "trio": 368}
 
 
 def tasks_alive() -> int:
