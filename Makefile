@@ -4,6 +4,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
+# The tests start hundreds of interpreters, which need not compile the same modules each.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The interpreter that .venv is made from: make PYTHON=/path/to/python3.12 test
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
@@ -49,16 +51,16 @@ demo-qemu: $(RUNTIME) ## a real VM with disks, layers, a share and a container; 
 
 .PHONY: test
 test: lint types ## lint, types, the whole test suite and the recorded conformance data
-	@$(PY) -m pytest -q -n 2
+	@$(PY) -m pytest -q -n 2 --dist worksteal
 	@$(PY) -m tests.conformance tests/data/documents.json tests/data/traces.json
 
 .PHONY: coverage
 coverage: $(DEV) ## the test suite, with the branches of the library that it runs; fails below the floor
-	@$(PY) -m pytest -q -n 2 --cov
+	@$(PY) -m pytest -q -n 2 --dist worksteal --cov
 
 .PHONY: test-least
 test-least: $(LEAST) ## the test suite with the least versions of all dependencies, in .venv-least
-	@HYPOTHESIS_PROFILE=few .venv-least/bin/python -m pytest -q -n 2
+	@HYPOTHESIS_PROFILE=few .venv-least/bin/python -m pytest -q -n 2 --dist worksteal
 
 .PHONY: test-windows
 test-windows: $(DEV) ## the test suite on Windows CPython under Wine; gets Wine and mingw by apt-get

@@ -14,6 +14,9 @@ from hypothesis import settings
 
 _TICK_SECONDS = 0.5
 
+# Tests make few cycles: looking for them after each 700 objects, as is the default, is a sixth of the run.
+gc.set_threshold(50_000)
+
 # No deadline in any profile: a slow machine is not a failing test.
 settings.register_profile("dev", deadline=None, max_examples=30)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)

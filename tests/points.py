@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import anyio
-from attrs import frozen
+import sniffio
+from attrs import evolve, frozen
 
 from uvm.backends.fake import FakeBackend
 from uvm.backends.fake.filters import FAULTY
 from uvm.errors import UVMError
 
-__all__ = ["Point", "points", "spoil"]
+__all__ = ["Point", "last_of_each_kind", "on_this_loop", "points", "spoil"]
 
 
 @frozen
@@ -47,6 +48,16 @@ def points(backend: FakeBackend, after: int) -> Iterator[Point]:
         kind = (call.to, call.operation, call.request_type)
         seen[kind] += 1
         yield Point(*kind, seen[kind])
+
+
+def last_of_each_kind(found: Iterable[Point]) -> list[Point]:
+    """Return the last one of each kind of request: those of a kind pass through the same code."""
+    return list({evolve(point, nth=0): point for point in found}.values())
+
+
+def on_this_loop(found: list[Point]) -> list[Point]:
+    """Return the requests to spoil: on trio, which only wakes the task otherwise, the last of each kind."""
+    return last_of_each_kind(found) if sniffio.current_async_library() == "trio" else found
 
 
 async def spoil(backend: FakeBackend, how: str, point: Point, call: Callable[[], Awaitable[Any]]) -> bool:

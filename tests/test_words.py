@@ -7,6 +7,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -43,23 +44,31 @@ def held() -> list[Path]:
     return sorted({*filter(Path.is_file, paths), *(each for each in within if each.suffix in (".py", ".md"))})
 
 
+@lru_cache(maxsize=1)
+def nodes(source: str) -> list[ast.AST]:
+    """Return all nodes of a module."""
+    return list(ast.walk(ast.parse(source)))
+
+
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the line and the text of comments and literals of a module, or of a page without its code."""
     source = path.read_text("utf-8")
     if path.suffix == ".md":
         yield from enumerate(re.sub(r"`[^`\n]+`", "", source).splitlines(), 1)
         return
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
-    for node in ast.walk(ast.parse(source)):
+    # Most files have no comment to look at; finding which is one takes longer than all the rest.
+    if any("#" in line and RULE.search(line) for line in source.splitlines()):
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                yield token.start[0], token.string
+    for node in nodes(source):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
 
 
 def openings(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the line and the docstring of each function of a module."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))) if path.suffix == ".py" else ():
+    for node in nodes(path.read_text("utf-8")) if path.suffix == ".py" else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (said := ast.get_docstring(node)):
             yield node.lineno, said
 

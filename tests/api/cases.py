@@ -1,4 +1,11 @@
-"""The cases that a call of the public API is put through, whatever it does."""
+"""The cases that a call of the public API is put through, whatever it does.
+
+Each of its requests is spoilt in each way on asyncio, over our own connection, in the call that makes it.
+Requests of one kind pass through the same code, whatever is asked: the last one of each kind stands for all
+over HCS's connection, and in a call that only makes another one of the table. What becomes of a request is
+handled above the loop, which only wakes the task: on trio the last request of a call stands for all. A call
+is cancelled at each of its checkpoints everywhere.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +23,7 @@ from attrs import define, field, frozen
 import uvm
 from tests.api.cancelled import CancelledAt
 from tests.api.stage import Left, Stage, staged
-from tests.points import Point, points
+from tests.points import Point, last_of_each_kind, points
 from tests.vm.support import quiet
 
 __all__ = ["TURNS", "Examined", "Row", "examine"]
@@ -46,6 +53,7 @@ class Row:
     :ivar classes: those of which it is examined; all by default. The others have it from the same class, and
         nothing of their own in it.
     :ivar alone: what it is about knows no VM: its exit is said in another way.
+    :ivar passes: it makes another call, whose row has all the requests spoilt.
     """
 
     call: Callable[[Stage, Any], Any]
@@ -60,6 +68,7 @@ class Row:
     ends_vm: bool = False
     pauses: bool = False
     alone: bool = False
+    passes: bool = False
     grace: bool = False
     classes: tuple[str, ...] = ()
     options: dict[str, Any] = field(factory=dict)
@@ -135,12 +144,14 @@ class _Examination:
 
     Cases share a stage as long as each leaves it as it was.
 
+    :ivar whole: all requests are spoilt, on asyncio, not only the last one of each kind.
     :ivar base: what is there before the call, and :attr:`after` what is after it.
     :ivar awaited: the requests without whose answer the call does not return.
     """
 
     row: Row
     own: bool
+    whole: bool
     name: str
     found: Examined
     base: Left = field(factory=Left)
@@ -205,11 +216,16 @@ class _Examination:
     def _plan(self) -> None:
         """Say what all the cases are, once it is known what the call asks for."""
         add, points = self._todo.append, self.points
+        on_trio = sniffio.current_async_library() == "trio"
+        if on_trio:
+            points = points[-1:]
+        elif not self.whole:
+            points = last_of_each_kind(points)
         for point in points:
             add((f"late {point}", partial(self._late, point)))
             add((f"late answer {point}", partial(self._late_answer, point)))
             add((f"refuse {point}", partial(self._spoilt, "refuse", point)))
-        for native in (False, True) if sniffio.current_async_library() == "asyncio" else (False,):
+        for native in (False,) if on_trio else (False, True):
             add((f"cancelled{' natively' * native} at 1", partial(self._cancelled, 1, native)))
         for error, call in self.row.wrong.items():
             add((f"wrong {error}", partial(self._wrong, error, call)))
@@ -473,7 +489,8 @@ async def _awaited(call: Callable[[Stage, Any], Awaitable[Any]], stage: Stage) -
 async def examine(name: str, row: Row, found: Examined, *, both: bool) -> None:
     """Put a call through all cases, over both ways if asked to, or over our own connection."""
     for own in (True, False)[: 1 + both] if row.own is None else (row.own,):
-        await _Examination(row, own, f"{name} {'own' if own else 'hcs'}", found).play()
+        whole = (own or row.own is False) and not row.passes
+        await _Examination(row, own, whole, f"{name} {'own' if own else 'hcs'}", found).play()
 
 
 def leaves(error: BaseException | None) -> list[BaseException]:

@@ -378,7 +378,7 @@ _PROCESS = Row(
     lambda s, it: it.open_process(["server"]), wrong={"OptionsError": lambda s, it: it.open_process([])}
 )
 _RUN = Row(lambda s, it: it.run(["echo", "x"]), wrong={"OptionsError": lambda s, it: it.run([])})
-_LEFT = Row(lambda s, it: _entered(it), sure=True)
+_LEFT = Row(lambda s, it: _entered(it), sure=True, passes=True)
 _ENTERED = Row(lambda s, it: it.__aenter__(), end=True)
 _ANY: dict[str, Any] = {"RequestType": "Update", "ResourceType": "PodCgroupMemoryLimit"}
 _LOG: dict[str, Any] = {"RPCType": "StartLogForwarding", "Settings": ""}
@@ -658,8 +658,8 @@ ROWS: dict[str, Row] = {
         lambda s, it: it.release(), sure=True, wrong={"AlreadyReleasedError": _released_twice}
     ),
     "Orphan.release": Row(lambda s, it: it.release(), sure=True),
-    "Lease.gone": Row(_released_and_gone, sure=True, classes=_SOME_LEASES),
-    "RootFileSystem.gone": Row(_released_and_gone, sure=True),
+    "Lease.gone": Row(_released_and_gone, sure=True, passes=True, classes=_SOME_LEASES),
+    "RootFileSystem.gone": Row(_released_and_gone, sure=True, passes=True),
     "Lease.__aexit__": evolve(_LEFT, classes=_SOME_LEASES),
     "RootFileSystem.__aexit__": _LEFT,
     "ContainerMount.release": Row(

@@ -10,7 +10,7 @@ import pytest
 
 import uvm
 from tests.clocks import jumping_backends
-from tests.points import Point, points, spoil
+from tests.points import Point, on_this_loop, points, spoil
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
     DISK,
@@ -314,7 +314,7 @@ async def _points(of_release: bool) -> list[Point]:
         begun = run.last
         await root.release()
         found = [*points(run.backend, begun)] if of_release else found
-    return [point for point in found if point.to != "revoke"]
+    return on_this_loop([point for point in found if point.to != "revoke"])
 
 
 # What they are made of.

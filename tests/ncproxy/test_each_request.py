@@ -10,7 +10,7 @@ import pytest
 import uvm
 from tests.clocks import jumping_backends
 from tests.ncproxy.test_setup import CUSTOM, NAMES, PROXY, Scene
-from tests.points import Point, points, spoil
+from tests.points import Point, on_this_loop, points, spoil
 from tests.vm.audit import check_at_rest
 from tests.vm.support import NAMESPACE, OPTIONS, REDIALS, Running, host_backend
 from uvm.testing.ncproxy import FakeNetworkProxy
@@ -51,7 +51,7 @@ async def points_of(kind: str, os: str, *, teardown: bool) -> list[Point]:
             await scene.setup.teardown(NAMESPACE)
         found = [*points(scene.run.backend, begun)]
         assert {"host", "guest"} <= {point.to for point in found}
-        return found
+        return on_this_loop(found)
 
 
 def check_nothing_is_set_up(scene: Scene) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from linecache import getline
 from types import FrameType
@@ -61,11 +60,9 @@ def live(backend: uvm.FakeBackend) -> None:
 
 
 @pytest.fixture
-def _frozen() -> Iterator[None]:
-    """Have garbage collected without a look at what was there before."""
+def _frozen() -> None:
+    """Have garbage collected without a look at what was there before, in the tests to come too."""
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("_frozen")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import uvm
 from tests.clocks import jumping_backends
-from tests.points import Point, points, spoil
+from tests.points import Point, on_this_loop, points, spoil
 from tests.vm.audit import check_at_rest
 from tests.vm.support import (
     DEVICE,
@@ -565,7 +565,7 @@ async def _requests(of_end: bool) -> list[Point]:
         run.start = run.last
         await container.aclose()
         found = [*points(run.backend, run.start)] if of_end else found
-    return [point for point in found if point.to != "revoke"]
+    return on_this_loop([point for point in found if point.to != "revoke"])
 
 
 @HOW
