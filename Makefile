@@ -28,7 +28,7 @@ INSTALL := $(PY) -m pip --disable-pip-version-check install --quiet --editable
 PYRIGHT := PATH="$$PWD/.venv/bin:$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright
 
 # quietly NAME,COMMAND: one line if it succeeds, all of its output if it fails.
-quietly = @printf '  %-28s' '$(1)'; out=$$($(2) 2>&1) && echo ok || { echo FAILED; printf '%s\n' "$$out"; exit 1; }
+quietly = @out=$$($(2) 2>&1) && printf '  %-28sok\n' '$(1)' || { printf '  %-28sFAILED\n%s\n' '$(1)' "$$out"; exit 1; }
 
 .PHONY: help
 help: ## say what can be made
@@ -50,7 +50,8 @@ demo-qemu: $(RUNTIME) ## a real VM with disks, layers, a share and a container; 
 	@$(PY) -m tests.qemu --run examples/qemu_demo.py
 
 .PHONY: test
-test: lint types ## lint, types, the whole test suite and the recorded conformance data
+test: $(DEV) ## lint, types, the whole test suite and the recorded conformance data
+	@$(MAKE) --jobs=2 lint types
 	@$(PY) -m pytest -q -n 2 --dist worksteal
 	@$(PY) -m tests.conformance tests/data/documents.json tests/data/traces.json
 
@@ -81,9 +82,15 @@ lint: $(DEV) ## style, format and import directions
 	$(call quietly,import-linter,.venv/bin/lint-imports)
 
 .PHONY: types
-types: $(DEV) ## mypy --strict, of the examples as well, and pyright on the completeness of the public types
+types: mypy pyright ## mypy --strict, of the examples as well, and pyright on the completeness of the public types
+
+.PHONY: mypy
+mypy: $(DEV)
 	$(call quietly,mypy --strict,$(PY) -m mypy --strict)
 	$(call quietly,mypy of the examples,$(PY) -m tests.examples)
+
+.PHONY: pyright
+pyright: $(DEV)
 	$(call quietly,pyright --verifytypes,$(PYRIGHT) --verifytypes uvm --ignoreexternal)
 
 .PHONY: bench

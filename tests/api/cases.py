@@ -216,11 +216,11 @@ class _Examination:
     def _plan(self) -> None:
         """Say what all the cases are, once it is known what the call asks for."""
         add, points = self._todo.append, self.points
-        on_trio = sniffio.current_async_library() == "trio"
+        on_trio, last = sniffio.current_async_library() == "trio", last_of_each_kind(points)
         if on_trio:
             points = points[-1:]
         elif not self.whole:
-            points = last_of_each_kind(points)
+            points = last
         for point in points:
             add((f"late {point}", partial(self._late, point)))
             add((f"late answer {point}", partial(self._late_answer, point)))
@@ -234,7 +234,8 @@ class _Examination:
                 add((f"never {point}", partial(self._never, point)))
             add((f"lose {point}", partial(self._spoilt, "lose", point)))
             add((f"closed {point}", partial(self._closed_meanwhile, point)))
-            for when in ("before", "after"):
+            # After most requests is before the next one.
+            for when in ("before", "after") if point in last else ("before",):
                 add((f"exit {when} {point}", partial(self._exit_in, when, point)))
         if self.row.vm == "running":
             for how in ("noticed", "unnoticed", "closed"):

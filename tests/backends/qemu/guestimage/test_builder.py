@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -22,6 +23,7 @@ from tests.backends.qemu.guestimage.made import RELEASE, Entry, bzimage, elf, mo
 from uvm.backends.qemu.guestimage import gather
 from uvm.backends.qemu.guestimage.builder import build, guest_image
 from uvm.backends.qemu.guestimage.cache import Cache, Image, ImageDamagedError, default_cache
+from uvm.backends.qemu.guestimage.interpreter import Interpreter, ask
 from uvm.backends.qemu.guestimage.selection import ImageOptions
 from uvm.errors import NotSupportedError, OptionsError
 
@@ -57,9 +59,16 @@ def said(program: str, argument: str) -> str:
     return {"--list": "sh\nls\nbusybox\n", "--version": "crun version 1.8\n"}[argument]
 
 
+@functools.cache
+def asked(executable: str, modules: tuple[str, ...]) -> Interpreter:
+    """Ask an interpreter once: it has the same answer each time."""
+    return ask(executable, modules)
+
+
 @pytest.fixture
 def options(parts: Path, monkeypatch: pytest.MonkeyPatch) -> ImageOptions:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(gather, "ask", lambda executable, modules: asked(executable, tuple(modules)))
     monkeypatch.setattr(gather, "_said", said)
     monkeypatch.setattr("uvm.backends.qemu.guestimage.builder.owners", lambda paths: [])
     return ImageOptions(
@@ -249,6 +258,7 @@ import platform, sys
 from pathlib import Path
 from uvm.backends.qemu.guestimage import builder, gather
 from uvm.backends.qemu.guestimage.cache import Cache
+from uvm.backends.qemu.guestimage.interpreter import Interpreter, ask
 from uvm.backends.qemu.guestimage.selection import ImageOptions
 gather._said = lambda *command: "crun version"
 builder.owners = lambda paths: []
