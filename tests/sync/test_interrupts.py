@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from linecache import getline
 from types import FrameType
@@ -91,6 +92,15 @@ def interrupt_main() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
+@pytest.fixture
+def _heeded() -> Iterator[None]:
+    """Have the signal raise: in a process that was started in the background it may be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeded")
 @pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="no main thread")
 def test_a_real_signal_ends_a_call_and_what_it_had_begun(backend: uvm.FakeBackend) -> None:
     begun = threading.Event()
