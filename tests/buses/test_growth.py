@@ -21,6 +21,13 @@ from uvm.errors import UVMError
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(autouse=True)
+def _frozen() -> None:
+    """Have what was there before left out when garbage is looked for, as it is again and again."""
+    gc.freeze()
+
+
 MANY = 20
 
 
