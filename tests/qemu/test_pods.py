@@ -87,7 +87,7 @@ async def test_a_pod_of_three_containers_shares_what_it_says_and_leaves_nothing(
                 assert (
                     await said(container, "echo note > /notes/n; echo q > /quick/q; cat /quick/q") == b"q\n"
                 )
-                assert await said(other, "cat /notes/n") == b"note\n"
+                assert await said(other, "cat /notes/n; stat -c %a /notes") == b"note\n777\n"
                 names = "for n in net ipc uts; do ls -l /proc/self/ns/$n; done | sed 's/.*> //'"
                 assert await said(container, names) == await said(other, names)
                 limit = (await container.container.statistics())["memory"]["usage"]["limit"]

@@ -16,11 +16,11 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
 
 from uvm.agent.syscalls import enter_network
+from uvm.agent.workers import apart
 
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
@@ -236,22 +236,9 @@ class Socket:
 
 
 def _made_in(namespace: int | None) -> socket.socket:
-    made: list[socket.socket | OSError] = []
+    def make() -> socket.socket:
+        if namespace is not None:
+            enter_network(namespace)
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
-    def make() -> None:
-        try:
-            if namespace is not None:
-                enter_network(namespace)
-            made.append(
-                socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-            )
-        except OSError as error:
-            made.append(error)
-
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    (result,) = made
-    if isinstance(result, OSError):
-        raise result
-    return result
+    return apart(make)

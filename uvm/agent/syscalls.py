@@ -18,6 +18,7 @@ MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
 MS_MOVE: Final = 8192
 CLONE_NEWNET: Final = 0x40000000
+_CLONE_FS: Final = 0x200
 
 #: The most that the kernel reads of a mount's data; it drops the rest silently.
 MOUNT_DATA_SIZE: Final = 4095
@@ -57,6 +58,11 @@ def load_module(fd: int, parameters: str = "") -> None:
 def enter_network(fd: int) -> None:
     """Put the calling thread, and no other, into the network namespace of an open ``/proc/PID/ns/net``."""
     _call(_libc.setns, (fd, CLONE_NEWNET))
+
+
+def own_umask() -> None:
+    """Stop sharing the umask and the working directory of the calling thread with the other threads."""
+    _call(_libc.unshare, (_CLONE_FS,))
 
 
 def remount_read_only(target: str) -> None:

@@ -1,14 +1,19 @@
-"""Threads for what may block. They are started when there is work for them, and stay for more."""
+"""Threads for what may block. They are started when there is work for them, and stay for more.
+
+What changes its thread has one of its own, which ends with it (:func:`apart`).
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 #: More work than this waits for a worker. Each may be stuck in a call of the kernel.
 MOST: Final = 64
+
+_T = TypeVar("_T")
 
 
 class Workers:
@@ -39,3 +44,25 @@ class Workers:
                     self._idle -= 1
                 work = self._work.popleft()
             work()
+
+
+def apart(function: Callable[[], _T]) -> _T:
+    """Run a function in a thread of its own, and wait for it: what it sets is set for no other.
+
+    :raises OSError: the function did.
+    """
+    results: list[_T | OSError] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except OSError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    (result,) = results
+    if isinstance(result, OSError):
+        raise result
+    return result

@@ -109,6 +109,66 @@ def test_no_link_of_a_pods_directory_is_followed(
     assert ([*outside.iterdir()], [*(tmp_path / "private").iterdir()], kernel.calls) == ([], [], [])
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_any_user_may_write_to_what_is_made_whatever_the_umask_which_stays(pod: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with mounted(pod, "sandbox://a/b"):
+            pass
+    finally:
+        after = os.umask(before)
+    made = (pod / "sandboxMounts" / "a", pod / "sandboxMounts" / "a" / "b")
+    assert [each.stat().st_mode & 0o777 for each in made] == [0o777, 0o777]
+    assert after == umask
+
+
+def exchange(monkeypatch: pytest.MonkeyPatch, private: Path, made: Path) -> None:
+    """Have a container put another's private file or directory in the place of what is just made."""
+
+    def mkdir(*arguments: Any, make: Callable[..., None] = os.mkdir, **more: Any) -> None:
+        make(*arguments, **more)
+        made.rmdir()
+        private.rename(made)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+
+
+@pytest.mark.parametrize("source", ["sandbox://new", "sandbox://new/below"])
+def test_a_file_that_a_container_puts_in_the_place_of_what_is_made_is_refused_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, pod: Path, source: str
+) -> None:
+    private, new = pod / "sandboxMounts" / "secret", pod / "sandboxMounts" / "new"
+    private.touch(0o600)
+    [wanted] = asked(pod, source)
+    with monkeypatch.context() as patched:
+        exchange(patched, private, new)
+        with pytest.raises(Refused, match=r"new in .*/sandboxMounts is no directory"), shared.opened(wanted):
+            raise AssertionError
+    assert new.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_directory_that_a_container_puts_in_the_place_of_what_is_made_keeps_its_mode(
+    monkeypatch: pytest.MonkeyPatch, pod: Path
+) -> None:
+    private, new = pod / "sandboxMounts" / "secret", pod / "sandboxMounts" / "new"
+    private.mkdir(0o700)
+    [wanted] = asked(pod, "sandbox://new")
+    with monkeypatch.context() as patched:
+        exchange(patched, private, new)
+        with shared.opened(wanted):
+            pass
+    assert new.stat().st_mode & 0o777 == 0o700
+
+
+def test_no_file_is_a_part_of_a_path_but_the_last(pod: Path) -> None:
+    (pod / "sandboxMounts" / "file").touch()
+    with pytest.raises(Refused, match=r"file in .* is no directory"), mounted(pod, "sandbox://file/below"):
+        raise AssertionError
+    with mounted(pod, "sandbox://file") as at:
+        assert os.path.isfile(at)
+
+
 @pytest.mark.parametrize("is_file", [False, True])
 def test_what_was_opened_is_bound_although_a_container_replaces_it_by_a_link(
     tmp_path: Path, pod: Path, kernel: Kernel, is_file: bool
@@ -174,7 +234,14 @@ def test_huge_pages_are_mounted_once(pod: Path, kernel: Kernel) -> None:
         with mounted(pod, "hugepages://2M/a"):
             pass
     pages = [call for call in kernel.calls if call[0] == "hugetlbfs"]
-    assert pages == [("hugetlbfs", str(pod / "hugepages" / "2M" / "a"), "pagesize=2M")]
+    assert pages == [("hugetlbfs", str(pod / "hugepages" / "2M" / "a"), "pagesize=2M,mode=777")]
+
+
+def test_huge_pages_are_mounted_at_the_last_of_two_parts_of_one_name(pod: Path, kernel: Kernel) -> None:
+    with mounted(pod, "hugepages://2M/x/x"):
+        pass
+    places = [place for kind, place, *_ in kernel.calls if kind == "hugetlbfs"]
+    assert places == [str(pod / "hugepages" / "2M" / "x" / "x")]
 
 
 def test_no_device_is_looked_up_in_what_a_pod_shares(pod: Path) -> None:

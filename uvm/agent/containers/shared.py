@@ -26,6 +26,7 @@ from uvm.agent.containers.bundle import SHARED, SharedMount
 from uvm.agent.mounts import deepest_mount
 from uvm.agent.refused import Refused, reason
 from uvm.agent.syscalls import MS_BIND
+from uvm.agent.workers import apart
 
 _MS_REC: Final = 1 << 14
 _MS_PRIVATE: Final = 1 << 18
@@ -94,46 +95,57 @@ def _unbind(place: str) -> None:
 def opened(wanted: SharedMount) -> Iterator[int]:
     """Open what a container is to have, which is made if it is not there, for any user to write to.
 
-    :raises Refused: a part of its path is a link, which a container may have made to see what is elsewhere.
+    What a container puts in its place meanwhile is opened as it is, and not changed.
+
+    :raises Refused: a part of its path is a link, which a container may have made to see what is elsewhere;
+        or no directory, and has to be one.
     """
     os.makedirs(wanted.directory, exist_ok=True)
     fd = os.open(wanted.directory, os.O_PATH | os.O_CLOEXEC)
     try:
-        for name in wanted.names:
-            made = _made(name, fd)
-            if made and wanted.huge_pages and name is wanted.names[-1]:
+        for number, name in enumerate(wanted.names, 1):
+            last, made = number == len(wanted.names), _made(name, fd)
+            if made and last and wanted.huge_pages:
                 _mount_huge_pages(wanted, name, fd)
-            below = _open_below(wanted, name, fd)
+            below = _open_below(wanted, name, fd, directory_only=made or not last)
             os.close(fd)
             fd = below
-            if made:
-                os.chmod(_path(fd), 0o777)  # whatever the umask is, which is all threads'
         yield fd
     finally:
         os.close(fd)
 
 
-def _open_below(wanted: SharedMount, name: str, directory: int) -> int:
+def _open_below(wanted: SharedMount, name: str, directory: int, *, directory_only: bool) -> int:
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    if stat.S_ISLNK(os.fstat(fd).st_mode):
-        os.close(fd)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISDIR(mode) or not (stat.S_ISLNK(mode) or directory_only):
+        return fd
+    os.close(fd)
+    if stat.S_ISLNK(mode):
         raise Refused(f"{name} in {wanted.directory} is a link, which a mount is not to follow")
-    return fd
+    raise Refused(f"{name} in {wanted.directory} is no directory, which a mount needs there")
 
 
 def _made(name: str, directory: int) -> bool:
-    """Make a directory; return whether it was not there."""
-    with suppress(FileExistsError):
+    """Make a directory, for any user to write to; return whether it was not there."""
+
+    def make() -> None:
+        # A mode set afterwards would be set of what a container has put in its place.
+        syscalls.own_umask()
+        os.umask(0)
         os.mkdir(name, dir_fd=directory)
+
+    with suppress(FileExistsError):
+        apart(make)
         return True
     return False
 
 
 def _mount_huge_pages(wanted: SharedMount, name: str, directory: int) -> None:
     """Mount huge pages, of the size that the first part of their path names, at a directory of a pod."""
-    fd = _open_below(wanted, name, directory)
+    fd = _open_below(wanted, name, directory, directory_only=True)
     try:
-        syscalls.mount("none", _path(fd), "hugetlbfs", 0, f"pagesize={wanted.names[0]}")
+        syscalls.mount("none", _path(fd), "hugetlbfs", 0, f"pagesize={wanted.names[0]},mode=777")
     finally:
         os.close(fd)
 
