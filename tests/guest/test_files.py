@@ -206,23 +206,27 @@ async def test_a_link_is_not_followed_but_to_copy_it(vm: uvm.UtilityVM, tmp_path
     assert await vm.files.read("/d/file") == b"content"
 
 
-async def test_a_copy_that_is_cancelled_leaves_nothing(vm: uvm.UtilityVM, tmp_path: Path) -> None:
-    backend = vm._context.backend
-    assert isinstance(backend, uvm.FakeBackend)
+async def test_a_copy_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+    backend, scopes = uvm.FakeBackend(), [anyio.CancelScope(), anyio.CancelScope()]
+    leaving = iter(scopes)
 
     @backend.programs.register("tar")
     async def tar(process: FakeProcess) -> None:
         await process.stdout.send(process.files.archive("/", "etc", follow=False)[:700])
+        await anyio.wait_all_tasks_blocked()
+        next(leaving).cancel()
         await anyio.sleep_forever()
 
     (tmp_path / "in").write_bytes(bytes(MIB))
-    for call in (
-        partial(vm.files.copy_out, "/etc", tmp_path / "out"),
-        partial(vm.files.copy_in, tmp_path / "in", "/x"),
-    ):
-        with anyio.move_on_after(0.05) as scope:
-            await call()
-        assert scope.cancelled_caught
-    await vm.settled()
-    assert names_in(tmp_path) == ["in"]
-    assert backend.vms[vm.id].service.processes == {}
+    async with uvm.start_vm(uvm.LCOWOptions(), backend=backend) as vm:
+        copies = (
+            partial(vm.files.copy_out, "/etc", tmp_path / "out"),
+            partial(vm.files.copy_in, tmp_path / "in", "/x"),
+        )
+        for scope, copy in zip(scopes, copies, strict=True):
+            with scope:
+                await copy()
+            assert scope.cancelled_caught
+        await vm.settled()
+        assert names_in(tmp_path) == ["in"]
+        assert backend.vms[vm.id].service.processes == {}
