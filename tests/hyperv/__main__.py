@@ -83,6 +83,8 @@ def main(
         return _nothing(str(error))
     # What is printed may be sent to us as well.
     scrub = Scrubber.of_this_machine((wanted.linux_boot_files, *wanted.windows_layer))
+    for each in means.others:
+        print(scrub(f"of another run, which is not done or was killed: {each}"))
     for each in means.lacks:
         print(scrub(f"not played: {each}"))
     played: list[tuple[Played, float]] = []

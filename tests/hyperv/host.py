@@ -7,7 +7,10 @@ Theory of operation
 
     means_of(factory, wanted)          what of the command line this host has; what not, with the reason
         `-> Means.rig(scenario)        for each scenario: a backend, a directory, networks if it needs them
-               `-> at the end          VMs that are left are terminated, and fail the scenario
+               `-> at the end          VMs that are left are terminated, then its networks are deleted; what
+                                       was left, or still is, fails the scenario
+
+All of it has the owner of the run in its name, so that runs at once have nothing to do with each other.
 
 What takes control of HCS itself (calls that fail, hang, are lost) is played over a stand-in for it.
 """
@@ -16,33 +19,45 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import anyio
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from tests.backends.directory import DirectoryHost
 from tests.hyperv.disks import FORMATS, image
 from uvm._vm.creation import build_plan
 from uvm.backend import Backend
-from uvm.errors import HostError, NotSupportedError, UVMError
+from uvm.backends.winerrors import tolerating
+from uvm.errors import NotSupportedError, UVMError
+from uvm.hresult import SYSTEM_ENDED
 from uvm.options import LayerBootFiles, LCOWOptions, WCOWOptions
 from uvm.testing.backends import Control, Network, Rig, Scenario
 
-#: The owner of the VMs, by which those that are left are found.
-OWNER: Final = "uvm-test-hyperv"
+#: What the owners of all runs begin with.
+OWNERS: Final = "uvm-test-hyperv-"
 #: The network that Windows 10 and 11 have with Hyper-V, of one id everywhere.
 DEFAULT_SWITCH: Final = "c08cb7b8-9b3c-408e-8e30-5e16a3aeb444"
 TIMEOUT_SECONDS: Final = 120.0
+_TERMINATED: Final = "VMs were left on the host, and are terminated"
 #: Of endpoints: no scenario puts two networks of one size.
 COUNTS: Final = (0, 1, 2)
 
 Opened = AbstractAsyncContextManager[Backend]
+#: What is called, by what it is about.
+Undo = list[tuple[str, Callable[[], Awaitable[None]]]]
+
+
+def new_owner() -> str:
+    """Return the owner of a run's VMs, by which those that are left are found; no other run has it."""
+    return f"{OWNERS}{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @frozen
@@ -53,21 +68,23 @@ class Wanted:
     :ivar windows_layers: the directories of an image's layers, the top-most first; empty for no Windows VMs.
     :ivar network: the id of a network for endpoints.
     :ivar guest_programs: the guests have the programs of :attr:`~uvm.testing.backends.Control.PROGRAMS`.
+    :ivar owner: whose VMs, networks and directories they are.
     """
 
     linux_boot_files: str = ""
     windows_layers: tuple[str, ...] = ()
     network: str = DEFAULT_SWITCH
     guest_programs: bool = False
+    owner: str = field(factory=new_owner)
 
     def linux(self) -> LCOWOptions:
         """Return the options of Linux VMs."""
-        return LCOWOptions(boot_files_path=self.linux_boot_files, owner=OWNER)
+        return LCOWOptions(boot_files_path=self.linux_boot_files, owner=self.owner)
 
     def windows(self, scratch_directory: str) -> WCOWOptions:
         """Return the options of Windows VMs, whose scratch disk is made in a directory."""
         boot_files = LayerBootFiles(layers=self.windows_layers, scratch_directory=scratch_directory)
-        return WCOWOptions(boot_files=boot_files, memory_mb=2048, owner=OWNER)
+        return WCOWOptions(boot_files=boot_files, memory_mb=2048, owner=self.owner)
 
 
 class HyperVHost(DirectoryHost):
@@ -109,12 +126,14 @@ class Means:
 
     :ivar factory: makes a backend, to be entered.
     :ivar lacks: what is not played, with the reason.
+    :ivar others: what the host has of other runs, which were killed or are not done.
     """
 
     factory: Callable[[], Opened]
     wanted: Wanted
     controls: frozenset[Control]
     lacks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def having(self, control: Control) -> Means:
         """Return the means with a control more."""
@@ -136,19 +155,17 @@ class Means:
     async def rig(self, scenario: Scenario) -> AsyncIterator[Rig]:
         """Make a rig for a scenario, and remove what is left at its end.
 
-        :raises AssertionError: VMs are left; they are terminated.
+        :raises AssertionError: VMs are left, which are terminated; or networks cannot be deleted.
         """
-        with _directory() as directory:
-            async with self.factory() as backend:
-                counts = COUNTS if Control.NETWORKS in scenario.needs & self.controls else ()
-                try:
-                    async with networks_in(backend, self.wanted.network, counts) as networks:
-                        yield self._rig(backend, directory, networks)
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        left = await terminate_all(backend)
-            if left:
-                raise AssertionError(f"VMs were left on the host, and are terminated: {', '.join(left)}")
+        owner = self.wanted.owner
+        counts = COUNTS if Control.NETWORKS in scenario.needs & self.controls else ()
+        with _directory(owner) as directory:
+            async with (
+                self.factory() as backend,
+                networks_in(backend, self.wanted.network, counts, owner) as networks,
+                _nothing_left(_TERMINATED, partial(terminate_all, backend, owner)),
+            ):
+                yield self._rig(backend, directory, networks)
 
     def _rig(self, backend: Backend, directory: Path, networks: dict[int, Network]) -> Rig:
         host = HyperVHost(backend, directory, self.controls - {Control.LINUX, Control.WINDOWS}, networks)
@@ -162,16 +179,17 @@ async def means_of(factory: Callable[[], Opened], wanted: Wanted) -> Means:
 
     :raises UVMError: it cannot be used at all.
     """
-    means = Means(factory, wanted, frozenset({Control.FILES, Control.PIPES}))
-    with _directory() as directory:
+    means = Means(factory, wanted, frozenset({Control.FILES, Control.PIPES}), others=_other_directories())
+    with _directory(wanted.owner) as directory:
         async with factory() as backend:
+            means = evolve(means, others=(*await _other_vms(backend, wanted.owner), *means.others))
             means = await means.tried(Control.LINUX, _plan(backend, wanted.linux()))
             if wanted.windows_layers:
                 scratch = HyperVHost(backend, directory, means.controls, {}).path_of("uvm")
                 means = await means.tried(Control.WINDOWS, _plan(backend, wanted.windows(scratch)))
             else:
                 means = means.without(Control.WINDOWS, "--windows-layer names no layer of an image")
-            means = await means.tried(Control.NETWORKS, _use(backend, wanted.network))
+            means = await means.tried(Control.NETWORKS, _use(backend, wanted))
         if _can_link(directory):
             means = means.having(Control.LINKS)
         else:
@@ -186,10 +204,21 @@ async def _plan(backend: Backend, options: LCOWOptions | WCOWOptions) -> None:
     await build_plan(options, backend, await backend.host())
 
 
-async def _use(backend: Backend, network: str) -> None:
-    """Make an endpoint in a network, and delete it."""
-    made = await backend.network.create_endpoint(network, {"Name": f"{OWNER}-probe"})
+async def _use(backend: Backend, wanted: Wanted) -> None:
+    """Make an endpoint in the network, and delete it."""
+    made = await backend.network.create_endpoint(wanted.network, {"Name": f"{wanted.owner}-probe"})
     await backend.network.delete_endpoint(made["ID"])
+
+
+def _other_directories() -> tuple[str, ...]:
+    """Return the directories of other runs, before this one has any."""
+    return tuple(f"directory {each}" for each in sorted(Path(tempfile.gettempdir()).glob(f"{OWNERS}*")))
+
+
+async def _other_vms(backend: Backend, owner: str) -> list[str]:
+    """Return the VMs of other runs."""
+    there = [(str(each["Id"]), str(each.get("Owner"))) for each in await backend.enumerate()]
+    return [f"VM {id} of {of}" for id, of in there if of.startswith(OWNERS) and of != owner]
 
 
 def _can_link(directory: Path) -> bool:
@@ -201,9 +230,9 @@ def _can_link(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _directory() -> Iterator[Path]:
+def _directory(owner: str) -> Iterator[Path]:
     """Make a directory, resolved, since a backend resolves paths too; remove it at the end."""
-    path = Path(tempfile.mkdtemp(prefix=OWNER)).resolve()
+    path = Path(tempfile.mkdtemp(prefix=f"{owner}-")).resolve()
     try:
         yield path
     finally:
@@ -213,40 +242,78 @@ def _directory() -> Iterator[Path]:
 
 @asynccontextmanager
 async def networks_in(
-    backend: Backend, network: str, counts: Sequence[int]
+    backend: Backend, network: str, counts: Sequence[int], owner: str
 ) -> AsyncIterator[dict[int, Network]]:
-    """Make a namespace for each number of endpoints in a network, and delete all of it at the end."""
-    namespaces: list[str] = []
-    endpoints: list[str] = []
-    try:
+    """Make a namespace for each number of endpoints in a network, and delete all of it at the end.
+
+    :raises AssertionError: the host deletes some of it not.
+    """
+    # A namespace cannot be deleted before its endpoints: the last that was made is the first.
+    undo: Undo = []
+    async with _nothing_left("networks were left on the host", partial(_undone, undo)):
         made = {}
         for count in counts:
-            namespaces.append((await backend.network.create_namespace({"ID": backend.new_id()}))["ID"])
-            documents = []
+            namespace, documents = backend.new_id(), []
+            undo.append((f"namespace {namespace}", partial(backend.network.delete_namespace, namespace)))
+            await backend.network.create_namespace({"ID": namespace})
             for index in range(count):
-                asked = {"ID": backend.new_id(), "Name": f"{OWNER}-{count}-{index}"}
-                endpoints.append((await backend.network.create_endpoint(network, asked))["ID"])
-                await backend.network.add_namespace_endpoint(namespaces[-1], endpoints[-1])
-                documents.append(await backend.network.endpoint(endpoints[-1]))
-            made[count] = Network(namespaces[-1], tuple(documents), network)
+                endpoint, name = backend.new_id(), f"{owner}-{count}-{index}"
+                undo.append((f"endpoint {name}", partial(backend.network.delete_endpoint, endpoint)))
+                await backend.network.create_endpoint(network, {"ID": endpoint, "Name": name})
+                await backend.network.add_namespace_endpoint(namespace, endpoint)
+                documents.append(await backend.network.endpoint(endpoint))
+            made[count] = Network(namespace, tuple(documents), network)
         yield made
+
+
+async def terminate_all(backend: Backend, owner: str) -> list[str]:
+    """Terminate the VMs of a run that are left, and return them."""
+    there = [str(each["Id"]) for each in await backend.enumerate({"Owners": [owner]})]
+    refused = dict(await _tried([(each, partial(_terminate, backend, each)) for each in there]))
+    return [f"{each} (no: {refused[each]})" if each in refused else each for each in there]
+
+
+async def _terminate(backend: Backend, system_id: str) -> None:
+    # It may end by itself meanwhile.
+    with tolerating(*SYSTEM_ENDED):
+        system = await backend.open(system_id)
+        try:
+            await system.terminate()
+        finally:
+            await system.close()
+
+
+async def _undone(undo: Undo) -> list[str]:
+    return [f"{what}: {error}" for what, error in await _tried(undo[::-1])]
+
+
+async def _tried(all: Undo) -> list[tuple[str, Exception]]:
+    """Call each, whatever the others come to; return what fails, with its error."""
+    failed = []
+    for what, call in all:
+        try:
+            await call()
+        except Exception as error:
+            failed.append((what, error))
+    return failed
+
+
+@asynccontextmanager
+async def _nothing_left(said: str, clean_up: Callable[[], Awaitable[list[str]]]) -> AsyncIterator[None]:
+    """Clean up at the end.
+
+    :raises AssertionError: something was left; it says as well what failed before.
+    """
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
     finally:
         with anyio.CancelScope(shield=True):
-            for endpoint in endpoints:
-                await backend.network.delete_endpoint(endpoint)
-            for namespace in namespaces:
-                await backend.network.delete_namespace(namespace)
-
-
-async def terminate_all(backend: Backend) -> list[str]:
-    """Terminate the VMs of this run that are left, and return their ids."""
-    left = [str(each["Id"]) for each in await backend.enumerate({"Owners": [OWNER]})]
-    for system_id in left:
-        # It may end by itself meanwhile.
-        with contextlib.suppress(HostError):
-            system = await backend.open(system_id)
-            try:
-                await system.terminate()
-            finally:
-                await system.close()
-    return left
+            left = await clean_up()
+    if left:
+        before = f"{type(failed).__name__}: {failed}; " if failed else ""
+        raise AssertionError(f"{before}{said}: {', '.join(left)}") from failed
+    if failed:
+        raise failed

@@ -112,6 +112,7 @@ def report(
         "checks": {name: [each.status, scrub(each.text)] for name, each in machine.found.findings.items()},
         "has": sorted(each.value for each in means.controls),
         "lacks": [scrub(each) for each in means.lacks],
+        "others": [scrub(each) for each in means.others],
         "outcomes": dict(Counter(each.outcome for each, _ in played)),
         "scenarios": [
             {

@@ -12,10 +12,11 @@ from attrs import define, field
 from tests.backends.hcs.harness import hosted
 from tests.hyperv import devicelife
 from tests.hyperv.conftest import BOOT, LAYER, Machine
-from tests.hyperv.host import COUNTS, HyperVHost, Means, Wanted, means_of, networks_in
+from tests.hyperv.host import COUNTS, HyperVHost, Means, Wanted, means_of, networks_in, terminate_all
 from uvm import FakeBackend, HostError, NotSupportedError
 from uvm._vm.creation import build_plan
-from uvm.backend import Backend
+from uvm.backend import Backend, System
+from uvm.hresult import HResult
 from uvm.testing.backends import SCENARIOS, Control, FakeHost, Level, Network, Rig, Scenario
 from uvm.testing.backends.scenario import scenarios_of
 
@@ -65,7 +66,7 @@ async def test_a_probe_leaves_nothing(machine: Machine) -> None:
         async with machine.open() as backend:
             yield backend
             with pytest.raises(HostError, match="HCN_E_ENDPOINT_NOT_FOUND"):
-                await backend.network.endpoint("uvm-test-hyperv-probe")
+                await backend.network.endpoint(f"{WANTED.owner}-probe")
 
     assert Control.NETWORKS in (await means_of(opened, WANTED)).controls
 
@@ -88,7 +89,7 @@ def test_pipes_are_those_of_windows_and_of_this_process() -> None:
 
 async def test_networks_are_there_while_they_are_used_and_gone_afterwards(machine: Machine) -> None:
     async with machine.fake() as backend:
-        async with networks_in(backend, machine.network, (0, 2)) as networks:
+        async with networks_in(backend, machine.network, (0, 2), WANTED.owner) as networks:
             namespace, endpoints = networks[2].id, networks[2].endpoints
             assert [each["ID"] for each in await backend.network.namespace_endpoints(namespace)] == [
                 each["ID"] for each in endpoints
@@ -97,6 +98,46 @@ async def test_networks_are_there_while_they_are_used_and_gone_afterwards(machin
         for found in (backend.network.namespace(namespace), backend.network.endpoint(endpoints[0]["ID"])):
             with pytest.raises(HostError):
                 await found
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_the_host_refuses_to_delete_is_named_and_all_else_is_deleted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    async with machine.fake() as backend:
+        delete, refused = backend.network.delete_endpoint, f"{WANTED.owner}-2-1"
+
+        async def delete_but_one(id: str) -> None:
+            if (await backend.network.endpoint(id))["Name"] == refused:
+                raise HostError("delete endpoint", 0x80070020, "in use")
+            await delete(id)
+
+        monkeypatch.setattr(backend.network, "delete_endpoint", delete_but_one)
+        networks: dict[int, Network] = {}
+
+        async def use() -> None:
+            async with networks_in(backend, machine.network, (1, 2), WANTED.owner) as made:
+                networks.update(made)
+                if fails:
+                    raise ValueError("broken")
+
+        before = "ValueError: broken; " if fails else ""
+        with pytest.raises(AssertionError, match=rf"^{before}networks were left on .* {refused}: .*in use"):
+            await use()
+        assert len(networks) == 2
+        for network in networks.values():
+            with pytest.raises(HostError):
+                await backend.network.namespace(network.id)
+        there = [name for name in ("1-0", "2-0", "2-1") if await has_endpoint(backend, name)]
+        assert there == ["2-1"]
+
+
+async def has_endpoint(backend: Backend, name: str) -> bool:
+    try:
+        await backend.network.endpoint(f"{WANTED.owner}-{name}")
+    except HostError:
+        return False
+    return True
 
 
 def test_a_network_is_put_once(tmp_path: Path) -> None:
@@ -148,14 +189,100 @@ async def test_devices_come_and_go_behind_hcs(machine: Machine, scenario: Scenar
     await play(await means_of(opened, WANTED), scenario)
 
 
+async def create(backend: Backend, id: str, wanted: Wanted = WANTED) -> None:
+    plan = await build_plan(wanted.linux(), backend, await backend.host())
+    await backend.create(id, plan.document)
+
+
 async def test_vms_that_are_left_are_terminated_and_fail_the_scenario(machine: Machine) -> None:
     async def leave(rig: Rig) -> None:
-        assert rig.linux is not None
-        plan = await build_plan(rig.linux, rig.backend, await rig.backend.host())
-        await rig.backend.create("left", plan.document)
+        await create(rig.backend, "left")
 
     means = await means_of(machine.open, WANTED)
     leaving = Scenario("leaving", leave, frozenset({Control.LINUX}))
-    with pytest.raises(AssertionError, match="VMs were left on the host, and are terminated: left"):
+    with pytest.raises(AssertionError, match=r"VMs were left on the host, and are terminated: left$"):
         await play(means, leaving)
     assert [vm.state for vm in machine.made[-1].vms.values()] == ["Stopped"]
+
+
+async def test_vms_are_terminated_before_their_networks_are_deleted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[str] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Backend]:
+        async with machine.open() as backend:
+            delete = backend.network.delete_endpoint
+
+            async def look(id: str) -> None:
+                states.extend(vm.state for vm in machine.made[-1].vms.values())
+                await delete(id)
+
+            monkeypatch.setattr(backend.network, "delete_endpoint", look)
+            yield backend
+
+    async def leave(rig: Rig) -> None:
+        await create(rig.backend, "left")
+        raise ValueError("broken")
+
+    means = await means_of(opened, WANTED)
+    leaving = Scenario("leaving", leave, frozenset({Control.LINUX, Control.NETWORKS}))
+    with pytest.raises(AssertionError, match=r"^ValueError: broken; VMs were left on the host, .*: left$"):
+        await play(means, leaving)
+    assert set(states) == {"Stopped"}
+
+
+async def test_a_vm_that_cannot_be_terminated_keeps_no_other_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with machine.fake() as backend:
+        for id in ("first", "gone", "second"):
+            await create(backend, id)
+        reopen = backend.open
+
+        async def refuse(id: str) -> System:
+            if id == "first":
+                raise HostError("open first", 0x80070005, "access is denied")
+            if id == "gone":
+                raise HostError("open gone", HResult.HCS_E_SYSTEM_NOT_FOUND)
+            return await reopen(id)
+
+        monkeypatch.setattr(backend, "open", refuse)
+        first, *others = await terminate_all(backend, WANTED.owner)
+        assert first.startswith("first (no: ")
+        assert others == ["gone", "second"]
+        assert backend.vms["second"].state == "Stopped"
+
+
+async def test_runs_at_once_have_nothing_to_do_with_each_other(machine: Machine) -> None:
+    other = Wanted(linux_boot_files=BOOT)
+    async with machine.fake() as backend:
+        await create(backend, "of-the-other-run", other)
+        assert await terminate_all(backend, WANTED.owner) == []
+        assert backend.vms["of-the-other-run"].state == "Created"
+        async with (
+            networks_in(backend, machine.network, (1,), WANTED.owner),
+            networks_in(backend, machine.network, (1,), other.owner) as networks,
+        ):
+            [endpoint] = networks[1].endpoints
+            assert (await backend.network.endpoint(endpoint["Name"]))["ID"] == endpoint["ID"]
+
+
+async def test_what_another_run_left_is_named(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    other = Wanted(linux_boot_files=BOOT)
+    (left := tmp_path / f"{other.owner}-x").mkdir()
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Backend]:
+        async with machine.open() as backend:
+            await create(backend, "left", other)
+            await create(backend, "of a user", Wanted(linux_boot_files=BOOT, owner="a user"))
+            yield backend
+
+    assert (await means_of(machine.open, Wanted(linux_boot_files=BOOT))).others == (f"directory {left}",)
+    means = await means_of(opened, WANTED)
+    assert means.others == (f"VM left of {other.owner}", f"directory {left}")

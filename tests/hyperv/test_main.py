@@ -51,6 +51,18 @@ def test_the_levels_without_a_guest_hold_and_are_reported(
     assert printed.endswith("uvm-hyperv-report.json: read it, and send it to us (docs/try-hyperv.md)\n")
 
 
+def test_what_another_run_left_is_said_first_and_reported(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "uvm-test-hyperv-7-abcd-x").mkdir()
+    _, found = play(machine, "--level", "host", "-k", "fresh")
+    [other] = found["others"]
+    assert other.endswith("uvm-test-hyperv-7-abcd-x")
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == f"of another run, which is not done or was killed: {other}"
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 def test_devices_are_played_on_either_loop(machine: Machine, loop: str) -> None:
     status, found = play(machine, "--loop", loop, "-k", "a_vhdx_comes")
