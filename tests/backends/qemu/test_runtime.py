@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from uvm.backends.qemu import runtime as module
 from uvm.backends.qemu.runtime import ProcessName, Record, RuntimeDirectory, default_runtime_directory
 from uvm.backends.qemu.users import Chosen, Identity
 from uvm.errors import HostError, HostPathError
@@ -31,6 +35,35 @@ if "unlocks" in sys.argv:
     fcntl.flock(made.lock, fcntl.LOCK_UN)
 made.note(qemu=ProcessName.of(child.pid), state="Running", survives="survives" in sys.argv)
 print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+#: Ends its first thread, and says so; the other one runs on.
+ENDS_ITS_FIRST_THREAD = """
+import ctypes, platform, sys, threading
+from pathlib import Path
+def go_on():
+    while Path("/proc/self/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        pass
+    print("ended", flush=True)
+    sys.stdin.read()
+threading.Thread(target=go_on).start()
+ctypes.CDLL(None).syscall(60 if platform.machine() == "x86_64" else 93, 0)
+"""
+
+#: Has a VM, whose user is locked by a file, and forks another process before it ends.
+FORKS = """
+import fcntl, os, sys
+from uvm.backends.qemu.runtime import *
+from uvm.backends.qemu.users import Chosen, Identity
+user = os.open(sys.argv[2], os.O_RDONLY)
+fcntl.flock(user, fcntl.LOCK_EX)
+me = ProcessName.of(os.getpid())
+record = Record("vm2", "guid", "owner", "Created", me)
+made = RuntimeDirectory(sys.argv[1]).claim(record, lambda: Chosen(Identity(60601, 60601), user))
+if os.fork():
+    os._exit(0)
+print(os.getpid(), flush=True)
 sys.stdin.read()
 """
 
@@ -237,9 +270,126 @@ def test_a_directory_that_cannot_be_made_leaves_its_user_to_others(
 ) -> None:
     user = Chosen(Identity(60601, 60601), os.open(tmp_path, os.O_RDONLY))
     monkeypatch.setattr(Path, "mkdir", lambda *of, **how: os.open("/nonesuch", os.O_RDONLY))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(HostPathError, match=r"create vm1: .*nothing of it is left"):
         runtime.claim(record(), lambda: user)
     assert user.lock == -1
+
+
+def test_of_a_directory_that_cannot_be_completed_nothing_is_left(
+    runtime: RuntimeDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = len(os.listdir("/proc/self/fd"))
+    for step in ("chmod", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, step, is_full)
+            with pytest.raises(HostPathError, match="No space left"):
+                runtime.claim(record())
+        assert [each.name for each in runtime.path.iterdir()] == ["lock"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_vm_that_has_ended_is_removed_at_once_and_its_files_by_a_later_process_if_need_be(
+    runtime: RuntimeDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        # As if it were killed there.
+        patch.setattr(shutil, "rmtree", lambda *given, **how: None)
+        runtime.claim(record()).remove()
+    again = runtime.claim(record())
+    assert len([*runtime.path.iterdir()]) == 3
+    runtime.sweep()
+    assert {each.name for each in runtime.path.iterdir()} == {"lock", again.path.name}
+    again.remove()
+
+
+@pytest.mark.parametrize("what", ["sweep", "claim", "adopt"])
+def test_a_directory_may_be_removed_while_another_process_looks_at_it(
+    runtime: RuntimeDirectory, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    made = runtime.claim(record())
+    made.note(qemu=me(), survives=True)
+    read = module._record_in
+
+    def read_and_remove(path: Path) -> Record | None:
+        found = read(path)
+        made.remove()
+        # What has ended with it, if it is to be swept.
+        return found if what == "adopt" else None
+
+    monkeypatch.setattr(module, "_record_in", read_and_remove)
+    if what == "adopt":
+        assert runtime.adopt("vm1", me()) is None
+    elif what == "sweep":
+        runtime.sweep()
+    else:
+        runtime.claim(record()).remove()
+    assert [each.name for each in runtime.path.iterdir()] == ["lock"]
+
+
+def test_a_directory_without_locks_is_of_a_process_that_was_killed_as_it_made_it(
+    runtime: RuntimeDirectory,
+) -> None:
+    made = runtime.claim(record())
+    made.remove()
+    made.path.mkdir()
+    runtime.claim(record()).remove()
+
+
+def test_qemu_cannot_write_what_it_inherits_of_a_directory(runtime: RuntimeDirectory) -> None:
+    made = runtime.claim(record())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(made.lock, b"a guest fills the disk")
+    made.remove()
+
+
+def test_a_forked_process_has_no_lock_of_its_parent(
+    runtime: RuntimeDirectory, tmp_path: Path, killed: list[int]
+) -> None:
+    (tmp_path / "user").touch()
+    command = [sys.executable, "-c", FORKS, str(runtime.path), str(tmp_path / "user")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        killed.append(int(process.stdout.readline()))
+        process.wait()
+        runtime.sweep()
+        assert [each.name for each in runtime.path.iterdir()] == ["lock"]
+        with (tmp_path / "user").open() as user:
+            fcntl.flock(user, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_who_leaves_a_vm_has_it_no_more_whatever_has_copies_of_its_descriptors(
+    runtime: RuntimeDirectory,
+) -> None:
+    made = runtime.claim(record())
+    made.note(qemu=me(), survives=True)
+    copies = [os.dup(made.owner), os.dup(made.lock)]
+    made.leave()
+    adopted = runtime.adopt("vm1", me())
+    assert adopted is not None
+    adopted.remove()
+    for each in copies:
+        os.close(each)
+
+
+def test_a_process_runs_until_its_last_thread_has_ended(killed: list[int]) -> None:
+    command = [sys.executable, "-c", ENDS_ITS_FIRST_THREAD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        killed.append(process.pid)
+        assert process.stdout.readline() == "ended\n"
+        found = ProcessName.of(process.pid)
+        assert found is not None
+        pidfd = found.open()
+        assert pidfd is not None
+        os.kill(process.pid, signal.SIGKILL)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+        # It was not waited for yet.
+        assert not found.runs
+        assert found.open() is None
 
 
 def test_a_later_process_with_the_same_id_is_another() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -100,15 +101,22 @@ def test_a_user_of_a_process_that_runs_is_not_chosen(locks: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("as_root")
-@pytest.mark.parametrize("broken", ["file", "open", "a link"])
+@pytest.mark.parametrize("broken", ["file", "open", "a link", "read-only"])
 def test_without_a_directory_of_the_machine_users_are_locked_in_that_of_the_backend_which_is_said(
-    locks: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str
+    locks: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
 ) -> None:
     if broken == "file":
         locks.touch()
     elif broken == "open":
         locks.mkdir()
         locks.chmod(0o777)
+    elif broken == "read-only":
+        locks.mkdir(0o700)
+        _mount_read_only(locks, monkeypatch)
     else:
         (tmp_path / "elsewhere").mkdir()
         locks.symlink_to(tmp_path / "elsewhere")
@@ -120,6 +128,17 @@ def test_without_a_directory_of_the_machine_users_are_locked_in_that_of_the_back
     assert "another runtime directory may choose the same ones" in said
     for each in taken:
         each.close()
+
+
+def _mount_read_only(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def open_or_refuse(path: str | Path, flags: int, *more: int, **how: int) -> int:
+        if Path(path).is_relative_to(directory) and flags & (os.O_CREAT | os.O_RDWR | os.O_WRONLY):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *more, **how)
+
+    monkeypatch.setattr(os, "open", open_or_refuse)
 
 
 @pytest.mark.usefixtures("as_root")

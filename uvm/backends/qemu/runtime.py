@@ -8,17 +8,23 @@ How it works
     $XDG_STATE_HOME/uvm/vms/     0700; no logout deletes it
       lock                       held for a moment by a process that claims or sweeps
       <hash of the VM's id>/     0700
-        owner                    held by the process that has the VM
+        owner                    held by the process that has the VM, alone
         lock                     held by QEMU, which inherits the descriptor
         vm.json                  what other processes know of the VM: ids, owner, state, the process of QEMU
         kept.json                of a VM that survives its process: what it was created with
         devices/                 of such a VM: what is attached (:mod:`.devices.journal`)
         qmp.sock, mux.sock       of such a VM: where the next process that has it connects
         shares/share0 ...        links to the directories that are shared, for a moment each
+      <hash>.gone-<random>/      what is being removed, or was by a process that was killed
 
 A lock ends with the last process that has it open. So a directory whose locks can be taken belongs to nothing
 that runs, and is removed: sweeping needs no guess about process ids, which are used again. QEMU could release
 the lock that it has, so that the host's process has one of its own, and a QEMU that is seen to run is left.
+QEMU's says that it runs while its record cannot be read. No process waits for it: a guest that has escaped
+keeps its own directory with it, and nothing else.
+
+Directories are made and had by processes that hold the lock of all. They are removed by others too, at once,
+by a name under which they are no VM's.
 
 The record names QEMU's process before its program runs, and says that it survives once the VM is created: a
 QEMU whose host process died in between is found, and killed.
@@ -36,14 +42,16 @@ import shutil
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 from attrs import define, evolve, field, frozen
 
 from uvm.backend import JSON
 from uvm.backends.qemu.cgroups import Cgroup
+from uvm.backends.qemu.locks import keep, open_lock, release
 from uvm.backends.qemu.users import Choose, Chosen, Identity
 from uvm.errors import HostError, HostPathError
 from uvm.hresult import HResult
@@ -52,6 +60,8 @@ from uvm.schema.json import SchemaError
 _RECORD: Final = "vm.json"
 #: The name of a VM's directory: see :meth:`RuntimeDirectory._of`.
 _NAME: Final = re.compile("[0-9a-f]{32}")
+#: The name of one that is being removed: see :func:`_remove`.
+_GONE: Final = re.compile(f"{_NAME.pattern}[.]gone-{_NAME.pattern}")
 _LOCK: Final = "lock"
 _OWNER: Final = "owner"
 _KEPT: Final = "kept.json"
@@ -90,7 +100,9 @@ class ProcessName:
             return None
         # The second field is in parentheses, and may hold any.
         fields = text.rpartition(")")[2].split()
-        return None if fields[0] == "Z" else cls(pid, int(fields[19]))
+        # Its first thread may have ended before the others.
+        ended = fields[0] in "ZX" and int(fields[17]) <= 1
+        return None if ended else cls(pid, int(fields[19]))
 
     @property
     def runs(self) -> bool:
@@ -181,6 +193,10 @@ class VMDirectory:
     record: Record
     user: Chosen = field(factory=Chosen)
 
+    def __attrs_post_init__(self) -> None:
+        for fd in (self.lock, self.owner):
+            keep(fd)
+
     @property
     def locks(self) -> tuple[int, ...]:
         """The descriptors that QEMU is to inherit."""
@@ -240,8 +256,8 @@ class VMDirectory:
     def leave(self) -> None:
         """Leave it to the next process that has the VM, which runs on."""
         if self.owner >= 0:
-            os.close(self.lock)
-            os.close(self.owner)
+            release(self.lock, shared=True)
+            release(self.owner)
             self.user.close()
             self.owner = -1
 
@@ -272,28 +288,18 @@ class RuntimeDirectory:
 
         :param choose: chooses the user that its QEMU runs as.
         :raises HostError: HCS_E_SYSTEM_ALREADY_EXISTS if a VM of this user has the id.
+        :raises HostPathError: the directory cannot be made.
         """
         path = self._of(record.id)
         with self._locked():
             if path.exists() and not _removed_if_dead(path):
                 there = "another process of this user has it"
                 raise HostError(f"create {record.id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS, there)
-            with ExitStack() as undo:
-                user = choose()
-                undo.callback(user.close)
-                path.mkdir(0o700)
-                shares = path / SHARES
-                shares.mkdir()
-                # QEMU's user finds what is in there, and no other comes here.
-                shares.chmod(0o711)
-                lock, owner = _lock_file(path), _lock_file(path, _OWNER)
-                for each in (lock, owner):
-                    fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                made = VMDirectory(path, lock, owner, evolve(record, user=user.identity), user)
-                undo.callback(made.remove)
-                made.note()
-                undo.pop_all()
-        return made
+            try:
+                return _made(path, record, choose)
+            except OSError as error:
+                problem = f"create {record.id}: {error}; nothing of it is left; see that there is room"
+                raise HostPathError(str(path), problem) from error
 
     def adopt(self, system_id: str, host: ProcessName) -> VMDirectory | None:
         """Have a VM that survived the process that had it; None if there is none, or a process has it.
@@ -305,14 +311,16 @@ class RuntimeDirectory:
             record = self.record(system_id)
             if record is None or not record.survives:
                 return None
-            owner = _lock_file(path, _OWNER)
-            try:
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(owner)
-                return None
-            # QEMU holds the lock itself.
-            made = VMDirectory(path, _lock_file(path), owner, record)
+            with ExitStack() as undo:
+                try:
+                    owner = _locked(path / _OWNER, undo)
+                    # QEMU holds the lock itself.
+                    lock = open_lock(path / _LOCK)
+                except (BlockingIOError, FileNotFoundError):
+                    # A process has it, or has removed it.
+                    return None
+                undo.pop_all()
+            made = VMDirectory(path, lock, owner, record)
             with ExitStack() as undo:
                 undo.callback(made.leave)
                 made.note(host=host)
@@ -324,6 +332,8 @@ class RuntimeDirectory:
         with self._locked():
             for path in self._directories():
                 _removed_if_dead(path)
+            for path in self._directories(_GONE):
+                shutil.rmtree(path, ignore_errors=True)
 
     def records(self) -> Iterator[Record]:
         """Yield the records of the VMs of this user that run."""
@@ -341,19 +351,22 @@ class RuntimeDirectory:
         # An id may hold anything, and be of any length.
         return self.path / hashlib.sha256(system_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
-    def _directories(self) -> list[Path]:
+    def _directories(self, name: re.Pattern[str] = _NAME) -> list[Path]:
         """Return the directories of VMs, and no other: what is swept may have been put anywhere."""
-        named = [each for each in self.path.iterdir() if _NAME.fullmatch(each.name)]
+        named = [each for each in self.path.iterdir() if name.fullmatch(each.name)]
         return [each for each in named if each.is_dir() and not each.is_symlink()]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = _lock_file(self.path)
+        try:
+            lock = open_lock(self.path / _LOCK, make=True)
+        except OSError as error:
+            raise HostPathError(str(self.path / _LOCK), f"it cannot be locked: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(lock)
+            release(lock)
 
 
 def _record_in(path: Path) -> Record | None:
@@ -374,25 +387,51 @@ def _removed_if_dead(path: Path) -> bool:
         return False
     with ExitStack() as closing:
         for name in (_OWNER, _LOCK):
-            lock = _lock_file(path, name)
-            closing.callback(os.close, lock)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _locked(path / name, closing)
             except BlockingIOError:
                 return False
+            except FileNotFoundError:
+                # Its process was killed before it made the file, or has removed the directory meanwhile.
+                continue
         _remove(path, record)
     return True
 
 
+def _made(path: Path, record: Record, choose: Choose) -> VMDirectory:
+    """Make the directory of a VM; nothing of it is there if that fails."""
+    with ExitStack() as undo:
+        user = choose()
+        undo.callback(user.close)
+        path.mkdir(0o700)
+        undo.callback(_remove, path, None)
+        shares = path / SHARES
+        shares.mkdir()
+        # QEMU's user finds what is in there, and no other comes here.
+        shares.chmod(0o711)
+        lock, owner = (_locked(path / name, undo, make=True) for name in (_LOCK, _OWNER))
+        made = VMDirectory(path, lock, owner, evolve(record, user=user.identity), user)
+        made.note()
+        undo.pop_all()
+    return made
+
+
 def _remove(path: Path, record: Record | None) -> None:
-    """Remove what a VM that has ended has left."""
+    """Remove what a VM that has ended has left; at once, as no lock keeps another process from looking."""
     if record is not None and record.cgroup:
         Cgroup(record.cgroup).remove()
-    shutil.rmtree(path, ignore_errors=True)
+    gone = path.with_name(f"{path.name}.gone-{uuid4().hex}")
+    with suppress(OSError):
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
-def _lock_file(directory: Path, name: str = _LOCK) -> int:
-    return os.open(directory / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+def _locked(path: Path, undo: ExitStack, *, make: bool = False) -> int:
+    """Return the descriptor of a file that is locked now; BlockingIOError if it was locked."""
+    lock = open_lock(path, make=make)
+    undo.callback(release, lock)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
 
 
 def _kill(process: ProcessName) -> None:

@@ -15,8 +15,9 @@ in the guest's hand knows their names.
 
 The numbers are of a range that no distribution uses and that is mapped in containers too. One that is in
 use is locked by a file below ``/run/uvm-users``, which QEMU inherits, so that root has no user twice,
-whatever its runtime directories are. Containers with a ``/run`` of their own do not see each other's locks,
-which is why the first number that is tried is random.
+whatever its runtime directories are. QEMU has the file of its own user alone, and can do with it what it does
+by running: keep that user from being chosen. Containers with a ``/run`` of their own do not see each other's
+locks, which is why the first number that is tried is random.
 
 In a user namespace without these users, root is itself an ordinary user outside. QEMU stays that one then,
 with no capability of the namespace.
@@ -33,6 +34,7 @@ import pwd
 import random
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +44,7 @@ from attrs import define, frozen
 
 from uvm._log import Log
 from uvm._repr import brief_call
+from uvm.backends.qemu.locks import keep, open_lock, release
 from uvm.errors import HostError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
 
@@ -91,7 +94,7 @@ class Identity:
         return bool(found.st_mode & stat.S_IROTH) or found.st_uid == self.uid
 
 
-@define(repr=False)
+@define(eq=False, repr=False)
 class Chosen:
     """The user of one VM.
 
@@ -102,10 +105,14 @@ class Chosen:
     identity: Identity | None = None
     lock: int = -1
 
+    def __attrs_post_init__(self) -> None:
+        if self.lock >= 0:
+            keep(self.lock)
+
     def close(self) -> None:
         """Have it chosen again, once QEMU has ended."""
         if self.lock >= 0:
-            os.close(self.lock)
+            release(self.lock, shared=True)
             self.lock = -1
 
 
@@ -216,6 +223,9 @@ def _lock_directory(fallback: str) -> str:
         found = os.lstat(_LOCKS)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise OSError(errno.EPERM, "it is no directory of root's that no other may change")
+        # What is mounted there may be read-only, or full.
+        with tempfile.TemporaryFile(dir=_LOCKS):
+            pass
     except OSError as error:
         _log.warning(
             None,
@@ -232,11 +242,11 @@ def _lock_directory(fallback: str) -> str:
 
 def _locked(path: str) -> int:
     """Return the descriptor of a file that is locked now; -1 if it was locked."""
-    fd = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = open_lock(Path(path), make=True)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(fd)
+        release(fd)
         return -1
     return fd
 
