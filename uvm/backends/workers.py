@@ -6,7 +6,10 @@ leaves all calls):
 - :meth:`Workers.run` returns at once. A result that arrives later is passed to ``undo``, exactly once: a
   handle is closed even if its opener was cancelled.
 - :meth:`Workers.finish`, for calls that change something, asks the call to stop and waits for its end, so
-  that nothing happens after the caller has returned.
+  that nothing happens after the caller has returned; then its result is passed to ``undo``.
+
+Both hold for asyncio's own cancellation too (``Task.cancel``, ``asyncio.timeout``), which no shield of
+anyio's prevents, and by which ``anyio.to_thread.run_sync`` loses the result.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final, TypeVar, TypeVarTuple
 
 import anyio
@@ -58,15 +62,20 @@ class Workers:
             return await self._result(call, ended, lambda: function(*args))
         except BaseException:
             if not call.cancel() and undo is not None:
-                await _undo_result(call, undo)
+                await _undo_result(call, undo, wait=call.done())
             raise
 
     async def finish(
-        self, function: Callable[[*Args], T], *args: *Args, stop: Callable[[], object] | None = None
+        self,
+        function: Callable[[*Args], T],
+        *args: *Args,
+        stop: Callable[[], object] | None = None,
+        undo: Callable[[T], object] | None = None,
     ) -> T:
         """Make a blocking call that changes something. On cancellation wait until it has ended.
 
         :param stop: called in the event loop on cancellation; asks the call to end early.
+        :param undo: called with the result on cancellation, in a thread, and waited for.
         """
         call, ended = Future[T](), Signal(Waker())
         try:
@@ -75,8 +84,7 @@ class Workers:
             if not call.cancel():
                 if stop is not None:
                     stop()
-                with CancelScope(shield=True):
-                    await ended.wait()
+                await _undo_result(call, undo or _keep, wait=True)
             raise
 
     async def _result(self, call: Future[T], ended: Signal, function: Callable[[], T]) -> T:
@@ -104,9 +112,33 @@ class Workers:
         return call.result()
 
 
-async def _undo_result(call: Future[T], undo: Callable[[T], object]) -> None:
-    """Undo the result of a call whose caller has left: now if it is there, or once it is."""
-    if (there := call.done()) and call.exception() is not None:
+async def finish(
+    function: Callable[[*Args], T], *args: *Args, undo: Callable[[T], object] | None = None
+) -> T:
+    """Make a blocking call that changes something, in a thread of its own: see :meth:`Workers.finish`."""
+    return await Workers(1).finish(function, *args, undo=undo)
+
+
+async def finished(call: Future[T], undo: Callable[[T], object]) -> T:
+    """Return the result of a call that an executor makes; cancelled as in :meth:`Workers.finish`."""
+    ended = Signal(Waker())
+    call.add_done_callback(lambda _: ended.set())
+    try:
+        await ended.wait()
+    except anyio.get_cancelled_exc_class():
+        if not call.cancel():
+            await _undo_result(call, undo, wait=True)
+        raise
+    return call.result()
+
+
+def _keep(result: object) -> None:
+    """Undo nothing."""
+
+
+async def _undo_result(call: Future[T], undo: Callable[[T], object], *, wait: bool) -> None:
+    """Undo the result of a call whose caller has left, once it is there, and wait for that if asked to."""
+    if call.done() and call.exception() is not None:
         return
     undone, loop = Signal(Waker()), threading.get_ident()
 
@@ -128,6 +160,9 @@ async def _undo_result(call: Future[T], undo: Callable[[T], object]) -> None:
             undo_result()
 
     call.add_done_callback(ended)
-    if there:
-        with CancelScope(shield=True):
-            await undone.wait()
+    with CancelScope(shield=True):
+        while wait:
+            # What the call uses is its caller's, whom asyncio may cancel again before it has ended.
+            with suppress(anyio.get_cancelled_exc_class()):
+                await undone.wait()
+                return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +13,7 @@ from attrs import define, field
 
 from uvm.backends import workers as workers_module
 from uvm.backends.waker import Signal, Waker
-from uvm.backends.workers import Workers
+from uvm.backends.workers import Workers, finished
 
 pytestmark = pytest.mark.anyio
 
@@ -200,6 +201,44 @@ async def test_a_call_that_makes_changes_is_stopped_and_waited_for() -> None:
             await workers.finish(change, stop=opening.let.set)
     assert scope.cancelled_caught
     assert ended == ["changed"]
+
+
+@pytest.mark.parametrize("executor", [False, True], ids=["threads", "executor"])
+async def test_the_result_of_a_change_that_meets_the_cancellation_is_undone_before_the_caller_leaves(
+    executor: bool,
+) -> None:
+    workers, waker = Workers(), Waker()
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(100):
+            opening = Opening()
+            opening.let.set()
+            given = ""
+            with anyio.CancelScope() as scope:
+
+                def change(opening: Opening = opening, cancel: Callable[[], None] = scope.cancel) -> str:
+                    waker.call_soon(cancel)
+                    return opening.open()
+
+                if executor:
+                    given = await finished(pool.submit(change), opening.close)
+                else:
+                    given = await workers.finish(change, undo=opening.close)
+            assert [given, *opening.closed] in (["handle"], ["", "handle"])
+
+
+async def test_a_change_that_fails_after_its_caller_was_cancelled_is_not_undone() -> None:
+    opening = Opening()
+
+    def change() -> str:
+        opening.open()
+        return fail()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: Workers().finish(change, undo=opening.close))
+        await opening.begun.wait()
+        tasks.cancel_scope.cancel()
+        opening.let.set()
+    assert opening.closed == []
 
 
 async def test_an_undo_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:

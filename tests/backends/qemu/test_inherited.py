@@ -99,8 +99,19 @@ def test_copies_of_boot_files_are_counted_as_memory(tmp_path: Path) -> None:
     with initrd.open("ab") as file:
         file.write(b"x")
     other = Identity(os.getuid() + 1, 60600)
-    assert copied_mb(boot, other) == 3
-    assert copied_mb(boot, None) == copied_mb(boot, Identity(os.getuid(), 60600)) == 0
+    assert copied_mb(boot, other, "create vm1") == 3
+    assert copied_mb(boot, None, "create vm1") == 0
+    assert copied_mb(boot, Identity(os.getuid(), 60600), "create vm1") == 0
     kernel.chmod(0o604)
-    assert copied_mb(boot, other) == 2
-    assert copied_mb(Boot("tcg", str(kernel), ""), other) == 0
+    assert copied_mb(boot, other, "create vm1") == 2
+    assert copied_mb(Boot("tcg", str(kernel), ""), other, "create vm1") == 0
+
+
+def test_a_boot_file_that_has_gone_is_said_to_be_missing(
+    tmp_path: Path, boot: Boot, claimed: VMDirectory
+) -> None:
+    os.unlink(boot.initrd)
+    with pytest.raises(HostError, match=r"create vm1: ERROR_FILE_NOT_FOUND.*initrd"):
+        copied_mb(boot, claimed.record.user, "create vm1")
+    with pytest.raises(HostError, match=r"create vm1: ERROR_FILE_NOT_FOUND.*initrd"):
+        Inherited(boot, claimed, "")

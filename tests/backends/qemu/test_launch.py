@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import anyio
 import pytest
 
 from uvm.backends.qemu.launch import STDERR_BYTES, Launcher
@@ -68,16 +67,6 @@ async def test_it_is_killed_once_and_for_all(launcher: Launcher) -> None:
     child.kill()
     assert await child.wait() == -signal.SIGKILL
     child.kill()
-
-
-async def test_who_is_cancelled_as_it_starts_has_it_all_the_same(launcher: Launcher) -> None:
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        child = await launcher.start(["sleep", "3600"], ())
-        child.kill()
-        with anyio.CancelScope(shield=True):
-            assert await child.wait() == -signal.SIGKILL
-    assert child.exit_code == -signal.SIGKILL
 
 
 async def test_its_program_runs_once_it_is_noted_and_not_if_that_fails(

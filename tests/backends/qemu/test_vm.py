@@ -25,6 +25,7 @@ from uvm.backend import JSON, System
 from uvm.backends.qemu import backend as backends
 from uvm.backends.qemu import lifetime
 from uvm.backends.qemu.sockets import listening
+from uvm.backends.qemu.users import Chosen
 from uvm.errors import (
     BridgeClosedError,
     ExitStatus,
@@ -459,6 +460,23 @@ async def test_a_boot_file_that_is_missing_is_said_to_be(tmp_path: Path) -> None
     async with entered(tmp_path) as backend:
         with pytest.raises(HostError, match=r"ERROR_FILE_NOT_FOUND.*: /nonesuch"):
             await backend.create("vm1", document("/nonesuch"))
+        assert left(tmp_path) == []
+
+
+async def test_a_boot_file_that_goes_as_the_vm_is_created_is_said_to_be_missing(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with entered(tmp_path) as backend:
+        # How guests run is found out before.
+        await (await backend.create("vm0", document(kernel))).terminate()
+
+        def choose() -> Chosen:
+            os.unlink(kernel)
+            return Chosen()
+
+        monkeypatch.setattr(backend, "_choose_user", choose)
+        with pytest.raises(HostError, match=r"create vm1: ERROR_FILE_NOT_FOUND.*vmlinux"):
+            await backend.create("vm1", document(kernel))
         assert left(tmp_path) == []
 
 

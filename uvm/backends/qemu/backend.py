@@ -63,6 +63,7 @@ from uvm.backends.qemu.users import Choose, chooser, kvm_problem
 from uvm.backends.qemu.vm import VM
 from uvm.backends.requests.request import read_document
 from uvm.backends.requests.systems import chosen, template_of
+from uvm.backends.workers import finish
 from uvm.errors import HostError, NotSupportedError, VMStateError
 from uvm.hresult import HResult
 from uvm.schema.system import ComputeSystem, LinuxKernelDirect, Topology, VirtualMachine
@@ -227,13 +228,13 @@ class QEMUBackend:
 
     async def _claimed(self, document: ComputeSystem, boot: Boot, saved: SavedVM | None, id: str) -> VM:
         """Return a VM with its directory and its memory; nothing of it is there if that fails."""
-        machine = document.virtual_machine
+        machine, operation = document.virtual_machine, f"create {id}"
         assert machine is not None
         record = Record(id, self.new_id(), document.owner, "Created", _this_process())
         directory = await self._claim(record, machine.compute_topology or Topology(), boot.acceleration)
         try:
-            copied = await anyio.to_thread.run_sync(copied_mb, boot, directory.record.user)
-            memory = await self._memory(machine, saved, copied, f"create {id}")
+            copied = await anyio.to_thread.run_sync(copied_mb, boot, directory.record.user, operation)
+            memory = await self._memory(machine, saved, copied, operation)
         except BaseException:
             directory.remove()
             raise
@@ -265,11 +266,11 @@ class QEMUBackend:
             cgroup = Cgroup.of(parent, record.runtime_id)
             # Before it is made, so that it is found whenever this process is killed.
             record = evolve(record, cgroup=str(cgroup.path))
-        directory = await anyio.to_thread.run_sync(self._directory.claim, record, self._choose_user)
+        directory = await finish(self._directory.claim, record, self._choose_user, undo=VMDirectory.remove)
         if cgroup is not None:
             make = partial(cgroup.make, topology, emulated=acceleration == "tcg")
             try:
-                await anyio.to_thread.run_sync(make)
+                await finish(make)
             except BaseException:
                 # With its cgroup, once it has one.
                 directory.remove()
@@ -286,14 +287,17 @@ class QEMUBackend:
             # Until now, the next process ends what a process that was killed has begun.
             vm.directory.note(survives=vm.survives)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await vm.discard()
-            self._forget(vm)
+            try:
+                with anyio.CancelScope(shield=True):
+                    await vm.discard()
+            finally:
+                self._forget(vm)
             raise
 
     async def _launch(self, vm: VM, document: JSON) -> None:
         connect = partial(MuxLink, adopts=False)
-        with await anyio.to_thread.run_sync(Inherited, vm.boot, vm.directory, vm.console_path) as files:
+        opening = partial(Inherited, vm.boot, vm.directory, vm.console_path)
+        with await finish(opening, undo=Inherited.discard) as files:
             vm.console = files.console_socket
             if vm.survives:
                 self._keep(vm, document)
@@ -380,7 +384,7 @@ class QEMUBackend:
         """Return the guest image, built again if it is pruned before it is held."""
         while True:
             image = await self._guest_image()
-            held = await anyio.to_thread.run_sync(image.hold)
+            held = await finish(image.hold, undo=_close)
             if held is not None:
                 return image, held
 
@@ -432,7 +436,8 @@ class QEMUBackend:
 
     async def _adopt(self, system_id: str) -> VM | None:
         """Have a VM that survived the process that had it; None if there is none, or a process has it."""
-        directory = await anyio.to_thread.run_sync(self._directory.adopt, system_id, _this_process())
+        adopt = partial(self._directory.adopt, system_id, _this_process())
+        directory = await finish(adopt, undo=_leave)
         if directory is None:
             return None
         qemu = directory.record.qemu
@@ -515,6 +520,16 @@ class QEMUBackend:
     def _forget(self, vm: VM) -> None:
         if self._vms.get(vm.id) is vm:
             del self._vms[vm.id]
+
+
+def _close(held: Hold | None) -> None:
+    if held is not None:
+        held.close()
+
+
+def _leave(directory: VMDirectory | None) -> None:
+    if directory is not None:
+        directory.leave()
 
 
 def _this_process() -> ProcessName:

@@ -23,14 +23,23 @@ from uvm.hresult import HResult
 from uvm.schema.common import MIB
 
 
-def copied_mb(boot: Boot, user: Identity | None) -> int:
+def copied_mb(boot: Boot, user: Identity | None, operation: str) -> int:
     """Return how much memory the copies of boot files take as long as a VM is there, rounded up; blocking.
 
     :param user: the user of its QEMU; None for that of this process.
+    :raises HostError: ERROR_FILE_NOT_FOUND if one is gone, E_ACCESSDENIED if it cannot be looked at.
     """
-    found = [os.stat(path) for path in (boot.kernel, boot.initrd) if path]
+    try:
+        found = [os.stat(path) for path in (boot.kernel, boot.initrd) if path]
+    except OSError as error:
+        raise HostError(operation, _code(error), str(error)) from error
     copied = [each.st_size for each in found if user is not None and not user.may_read(each)]
     return -(-sum(copied) // MIB)
+
+
+def _code(error: OSError) -> HResult:
+    codes = {errno.EADDRINUSE: HResult.ERROR_ALREADY_EXISTS, errno.ENOENT: HResult.ERROR_FILE_NOT_FOUND}
+    return codes.get(error.errno or 0, HResult.E_ACCESSDENIED)
 
 
 class Inherited:
@@ -44,8 +53,8 @@ class Inherited:
     :ivar shares: that of the directory with the links to what is shared.
     :ivar console: what QEMU listens at its serial port with: the value of a ``-chardev`` without its id.
     :ivar console_socket: the socket that it listens at; None for none. It is left to the VM to remove.
-    :raises HostError: a file cannot be opened, or there can be no socket; ERROR_ALREADY_EXISTS if something
-        is at the path of the console.
+    :raises HostError: a file cannot be opened, or there can be no socket; ERROR_FILE_NOT_FOUND if a file, or
+        the directory of the console, is gone; ERROR_ALREADY_EXISTS if something is at the console's path.
     """
 
     def __init__(self, boot: Boot, directory: VMDirectory, console_path: str) -> None:
@@ -62,9 +71,8 @@ class Inherited:
             except OSError as error:
                 operation = f"create {directory.record.id}"
                 taken = error.errno == errno.EADDRINUSE
-                code = HResult.ERROR_ALREADY_EXISTS if taken else HResult.E_ACCESSDENIED
                 text = f"{console_path}, the console, is there already" if taken else str(error)
-                raise HostError(operation, code, text) from error
+                raise HostError(operation, _code(error), text) from error
             self._undo = undo.pop_all()
 
     def __repr__(self) -> str:
@@ -80,6 +88,12 @@ class Inherited:
         traceback: TracebackType | None,
     ) -> None:
         self._undo.close()
+
+    def discard(self) -> None:
+        """Close the descriptors, and remove the console, which no VM has."""
+        self._undo.close()
+        if self.console_socket is not None:
+            self.console_socket.remove()
 
     def _boot_file(self, path: str) -> str:
         """Return the path in QEMU of a file that it reads as it starts."""

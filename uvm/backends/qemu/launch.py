@@ -28,12 +28,12 @@ from contextlib import ExitStack, suppress
 from typing import Final, Protocol
 
 import anyio
-import anyio.to_thread
 from attrs import define, field
 
 from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.guestimage.packages import install
 from uvm.backends.qemu.users import Identity
+from uvm.backends.workers import finished
 from uvm.errors import NotSupportedError
 
 #: How many of the last bytes that QEMU writes to its error output are kept.
@@ -89,6 +89,14 @@ class Child:
             self._process.returncode = 0
             raise
         self._read_rest()
+        return self._reap()
+
+    def discard(self) -> None:
+        """Kill it, and wait until it has ended, in place of :meth:`wait`; blocking."""
+        self.kill()
+        self._reap()
+
+    def _reap(self) -> int:
         self.exit_code = self._process.wait()
         os.close(self._pidfd)
         assert self._process.stderr is not None
@@ -205,7 +213,7 @@ class Launcher:
         cgroup: Cgroup | None = None,
         note: Note = lambda pid: None,
     ) -> Child:
-        """Start a process; it is not cancelled.
+        """Start a process; who is cancelled meanwhile leaves none, and nothing that uses `fds`.
 
         :param fds: the descriptors that it inherits, under their numbers.
         :param survives: it outlives this process.
@@ -218,11 +226,7 @@ class Launcher:
         command = [] if cgroup is None else [*_IN_CGROUP, cgroup.procs]
         command += ["setpriv", *options, "--"] if options else []
         command += [*_ONCE_NOTED, str(os.getpid()), *arguments]
-        starting = self._thread.submit(_spawn, command, fds, note)
-        # Who is cancelled must not lose what is being started.
-        with anyio.CancelScope(shield=True):
-            return await anyio.to_thread.run_sync(starting.result)
-        raise AssertionError("a scope that is not cancelled swallows nothing")
+        return await finished(self._thread.submit(_spawn, command, fds, note), Child.discard)
 
     def close(self) -> None:
         """End the thread."""

@@ -30,6 +30,7 @@ import json
 import os
 import stat
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Final
 
@@ -44,6 +45,7 @@ from uvm.backends.qemu.devices.request import Commands
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.frozen import FrozenDisks
 from uvm.backends.requests.vpmem import PMemKey
+from uvm.backends.workers import finish
 from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
 from uvm.schema.common import MIB
@@ -215,7 +217,11 @@ async def build_of(vm: Commands, boot: Boot, qemu: JSON, devices: DeviceTree) ->
     """
     types = await vm.ask(f"query {vm.id}", "query-machines")
     named = next((each["name"] for each in types if each.get("alias") == _ALIAS), "")
-    digest = await anyio.to_thread.run_sync(_digest_of, (boot.kernel, boot.initrd), abandon_on_cancel=True)
+    paths = (boot.kernel, boot.initrd)
+    try:
+        digest = await anyio.to_thread.run_sync(_digest_of, paths, abandon_on_cancel=True)
+    except OSError as error:
+        raise HostError(f"query {vm.id}", _code(error), f"{error.filename}: {error.strerror}") from error
     return Build(
         qemu=json.dumps(qemu, sort_keys=True),
         machine=named,
@@ -258,7 +264,7 @@ async def save_template(vm: Commands, memory: Memory, devices: DeviceTree, build
     :raises HostError: QEMU refused; the VM is as it was.
     """
     freezing = partial(FrozenDisks.freeze, devices.scsi.writable(), f"save {vm.id}")
-    disks = await anyio.to_thread.run_sync(freezing)
+    disks = await finish(freezing, undo=FrozenDisks.close)
     files = devices.scsi.opened() | devices.vpmem.opened()
     saved = SavedVM(memory, disks, files, devices.vpmem.luns(), build)
     try:
@@ -276,15 +282,21 @@ async def save_to_file(vm: Commands, path: str, build: Build) -> None:
     :raises HostError: the file cannot be written, or QEMU refused; the VM is as it was, and so is the file.
     """
     operation, partial = f"save {vm.id} to {path}", f"{path}.partial"
-    fd = await anyio.to_thread.run_sync(_begin_file, operation, partial, build)
+
+    def discard(fd: int) -> None:
+        os.close(fd)
+        # Who is cancelled as it is finished leaves it whole.
+        with suppress(FileNotFoundError):
+            os.unlink(partial)
+
+    fd = await finish(_begin_file, operation, partial, build, undo=discard)
     try:
         await _save(vm, fd, without_memory=False)
-        await anyio.to_thread.run_sync(_finish_file, operation, fd, partial, path)
+        await finish(_finish_file, operation, fd, partial, path)
     except BaseException:
-        os.unlink(partial)
+        discard(fd)
         raise
-    finally:
-        os.close(fd)
+    os.close(fd)
 
 
 async def restore(vm: Commands, fd: int, *, without_memory: bool) -> None:

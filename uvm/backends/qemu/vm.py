@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 
 from uvm._log import Log
 from uvm._repr import shown
@@ -49,6 +48,7 @@ from uvm.backends.qemu.saving import (
     save_to_file,
 )
 from uvm.backends.qemu.sockets import SocketFile
+from uvm.backends.workers import finish
 from uvm.errors import ExitStatus, HostError, HostPathError
 from uvm.hresult import HResult
 from uvm.schema.requests import ModifySettingRequest
@@ -277,7 +277,7 @@ class VM:
 
         :raises HostError: the file is none, does not fit, or is not this user's alone.
         """
-        fd = await anyio.to_thread.run_sync(open_saved, path, await self._build())
+        fd = await finish(open_saved, path, await self._build(), undo=os.close)
         try:
             await restore(self.monitor, fd, without_memory=False)
         finally:
