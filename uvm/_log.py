@@ -1,7 +1,8 @@
 """The log of the library: each record has the same fields beside its message, for those who filter and count.
 
 A module has a :class:`Log` where others have a :class:`logging.Logger`. What a task does, an operation or a
-request, is in :data:`doing`, so that all records that are made meanwhile have it.
+request, is in :data:`doing`, so that all records that are made meanwhile have it. Handlers are the caller's,
+and what they raise is kept from what is logged.
 """
 
 from __future__ import annotations
@@ -98,11 +99,8 @@ class Log:
         error: BaseException | None = None,
         fields: Mapping[str, object] | None = None,
     ) -> None:
-        """Record a message as it is, and go on though a handler raises, which is reported on stderr."""
-        try:
-            self.write(level, vm_id, "%s", (message,), fields, exc_info=error)
-        except Exception:
-            _on_error(logging.makeLogRecord({"msg": message}))
+        """Record a message as it is."""
+        self.write(level, vm_id, "%s", (message,), fields, exc_info=error)
 
     def write(
         self,
@@ -114,21 +112,32 @@ class Log:
         *,
         exc_info: bool | BaseException | None = None,
     ) -> None:
-        """Make a record, of two callers above; `fields` may have others than :class:`Fields`."""
+        """Make a record, of two callers above; `fields` may have others than :class:`Fields`.
+
+        A handler that raises changes nothing of what is logged: its error goes to stderr.
+        """
         if not self._logger.isEnabledFor(level):
             return
-        now = doing.get()
-        # A task that something started may outlive it.
-        if now is not None and (now.outcome is not None or (vm_id and vm_id != now.vm_id)):
-            now = None
-        extra: dict[str, object] = {
-            "vm_id": vm_id or (None if now is None else now.vm_id),
-            "device": None if now is None else now.device,
-            "operation": None if now is None else now.operation,
-            "duration_seconds": None,
-            "outcome": None,
-            **(fields or {}),
-        }
-        if vm_id:
-            message, args = f"%s: {message}", (vm_id, *args)
-        self._logger.log(level, message, *args, exc_info=exc_info, extra=extra, stacklevel=3)
+        try:
+            extra = _extra(vm_id, fields or {})
+            if vm_id:
+                message, args = f"%s: {message}", (vm_id, *args)
+            self._logger.log(level, message, *args, exc_info=exc_info, extra=extra, stacklevel=3)
+        except Exception:
+            _on_error(logging.makeLogRecord({"msg": message, "args": args}))
+
+
+def _extra(vm_id: str | None, fields: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of a record: those that it is made with, and of what the task does."""
+    now = doing.get()
+    # A task that something started may outlive it.
+    if now is not None and (now.outcome is not None or (vm_id and vm_id != now.vm_id)):
+        now = None
+    return {
+        "vm_id": vm_id or (None if now is None else now.vm_id),
+        "device": None if now is None else now.device,
+        "operation": None if now is None else now.operation,
+        "duration_seconds": None,
+        "outcome": None,
+        **fields,
+    }

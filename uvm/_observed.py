@@ -15,7 +15,8 @@ Whatever the library does for a VM passes one of these doors::
 Each makes an :class:`Observed`, which begins once and ends once, with an outcome. While it is carried out it
 is what its task does (:data:`uvm._log.doing`), and what it causes has its device. Its end is a record at
 DEBUG. The :class:`Hook`, if one is set, has both as well; :mod:`uvm.otel` makes spans of them. Requests are
-observed only if either wants them, so that they cost nothing otherwise.
+observed only if either wants them, so that they cost nothing otherwise. What is observed is none of the
+observers' business: what a hook raises is logged, and changes nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Door(Enum):
 
 
 class Hook(Protocol):
-    """What is called at the beginning and the end of all that is observed. It must not raise."""
+    """What is called at the beginning and the end of all that is observed. What it raises is logged."""
 
     def begin(self, what: Observed) -> object:
         """Note a beginning; return what :meth:`within` and :meth:`end` are called with."""
@@ -117,8 +118,18 @@ class Observed:
         self._inherit()
         if _hook is None:
             return nullcontext()
-        self._hook, self._begun = _hook, _hook.begin(self)
-        return _hook.within(self._begun)
+        try:
+            self._begun = _hook.begin(self)
+            # It has begun, so that it ends, also if the next fails.
+            self._hook = _hook
+            return _Within(self, _hook.within(self._begun))
+        except Exception:
+            self.log_failure()
+            return nullcontext()
+
+    def log_failure(self) -> None:
+        """Log what a hook has just raised."""
+        _log.exception(self.vm_id, "an observer of %s failed", self.operation)
 
     def _inherit(self) -> None:
         """Take the device of what this is a part of."""
@@ -131,7 +142,10 @@ class Observed:
         self.outcome, self.error = outcome, error
         self.duration_seconds = time.perf_counter() - self._began
         if self._hook is not None:
-            self._hook.end(self._begun, self)
+            try:
+                self._hook.end(self._begun, self)
+            except Exception:
+                self.log_failure()
         if _log.traces:
             _log.debug(
                 self.vm_id,
@@ -146,6 +160,27 @@ class Observed:
                 duration_seconds=self.duration_seconds,
                 outcome=outcome,
             )
+
+
+@define(eq=False)
+class _Within:
+    """A context of a hook: what entering and leaving it raises is logged, and it swallows nothing."""
+
+    _what: Observed
+    _context: AbstractContextManager[object]
+
+    def __enter__(self) -> None:
+        try:
+            self._context.__enter__()
+        except Exception:
+            self._what.log_failure()
+            self._context = nullcontext()
+
+    def __exit__(self, *raised: Any) -> None:
+        try:
+            self._context.__exit__(*raised)
+        except Exception:
+            self._what.log_failure()
 
 
 def outcome_of(error: BaseException) -> Outcome:

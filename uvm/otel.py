@@ -17,6 +17,8 @@ Names and attributes are those of the `semantic conventions of RPC
     "modify"             client    the same, rpc.system.name "hcs", rpc.method
     "modify settings"    client    the same, rpc.system.name "gcs", rpc.method
     what did not succeed           uvm.outcome, error.type, rpc.response.status_code of a refusal
+
+The message of an error is no part of a span: it may quote the guest, and the guest what it was asked to run.
 """
 
 from __future__ import annotations
@@ -88,8 +90,10 @@ class _Spans(Hook):
         begun.set_attribute("uvm.outcome", str(what.outcome))
         if what.error is not None:
             begun.set_attribute("error.type", type(what.error).__qualname__)
+        status = str(what.outcome)
         if isinstance(what.error, RefusedError):
             begun.set_attribute("rpc.response.status_code", what.error.name)
+            status += f": {what.error.name}"
         if what.outcome in ("refused", "unknown"):
-            begun.set_status(StatusCode.ERROR, str(what.error))
+            begun.set_status(StatusCode.ERROR, status)
         begun.end()

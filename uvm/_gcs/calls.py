@@ -155,16 +155,15 @@ class Call:
         self.body = body
         self.error = error
         self._ended.set()
-        if self.observed is not None:
-            self._end_observation(self.observed)
-        if self._then is None:
-            return
         try:
-            self._then(self)
+            if self._then is not None:
+                self._then(self)
         except Exception:
             # Other calls are still to end, and the caller that could get this error is the one that failed.
             problem = "%s: the function to be called at the end failed"
             _log.exception(self._calls.name, problem, self.operation, operation=self.operation)
+        if self.observed is not None:
+            self._end_observation(self.observed)
 
     def _end_observation(self, observed: Observed) -> None:
         error = self.error

@@ -113,8 +113,8 @@ class UtilityVM(Saving, GuestServices):
         async with opened(backend) as host:
             made = await create(options, host, Settings(concurrency, amend, close_grace_seconds))
             vm = cls(*made, GuestStartup(made[0], timeouts or _DEFAULT_TIMEOUTS, guest_output))
-            _log.info(vm.id, "created")
             async with BareTaskGroup(vm._leave, _ELSEWHERE) as tasks:
+                _log.info(vm.id, "created")
                 serving = Flag()
                 tasks.start_soon(vm._serve, serving)
                 with anyio.CancelScope(shield=True):
