@@ -59,6 +59,13 @@ def test_html_needs_no_style_sheet_and_keeps_columns_apart() -> None:
     assert re.search(r"<td[^>]*>a long name</td><td[^>]*text-align:right[^>]*>1</td>", html)
 
 
+def test_notebooks_set_nothing_of_it_as_mathematics() -> None:
+    html = Drawing((table((), [("$x$",)]), line("$y$"), Rule(Span("$z$"))))._repr_html_()
+    # One element around it all has the classes that MathJax 2 and 3 leave out.
+    first, _, _ = html.partition(">")
+    assert {"tex2jax_ignore", "mathjax_ignore"} <= {*re.findall(r"[\w-]+", first)}
+
+
 def test_an_empty_line_of_html_is_not_dropped_at_the_beginning() -> None:
     assert re.search("<pre[^>]*>\n\n</pre>", Drawing((Line(),))._repr_html_())
 

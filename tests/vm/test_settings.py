@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -133,6 +134,25 @@ async def test_a_request_that_is_changed_afterwards_stays_in_the_log_as_it_was()
         await run.vm.modify(request)
         request["Settings"] = 1
         assert last(run)["Settings"] == 512
+
+
+@pytest.mark.parametrize("settings", [{1: "a"}, {"a": object()}, {"a": math.nan}, {"a": 10**5000}])
+async def test_a_request_that_is_no_json_is_refused_and_not_among_those_that_were_sent(settings: Any) -> None:
+    async with running() as run:
+        before = run.vm.devices().requests
+        for send in (run.vm.modify, run.vm.guest_request):
+            with pytest.raises(uvm.OptionsError, match="the request, of which nothing was sent, cannot be"):
+                await send({"RequestType": "Update", "Settings": settings})
+        assert run.vm.devices().requests == before
+
+
+async def test_a_vm_is_shown_whatever_was_sent_to_it() -> None:
+    async with running() as run:
+        odd = {"ResourcePath": "VirtualMachine/X", "RequestType": "Update", "Settings": {"Layers": 3}}
+        with pytest.raises(HostError):
+            await run.vm.modify(odd)
+        assert run.vm.devices().requests[-1].settings == ("Layers=3",)
+        assert "Layers=3" in str(run.vm.devices())
 
 
 async def test_the_state_is_saved_at_an_absolute_path() -> None:

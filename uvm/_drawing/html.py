@@ -9,6 +9,8 @@ from typing import Final
 
 from uvm._drawing.blocks import Block, Line, Rule, Span, Style, Table
 
+#: Notebooks set what is between dollars as mathematics, by MathJax 2 and 3, but in what says not to.
+_CLASSES: Final = "uvm-drawing tex2jax_ignore mathjax_ignore"
 #: Colours that are read on white as well as on black.
 _CSS: Final[dict[Style, str]] = {
     "bold": "font-weight:bold",
@@ -31,7 +33,7 @@ def html_of(blocks: Iterable[Block]) -> str:
     """Return blocks as one element."""
     groups = groupby(blocks, key=lambda block: isinstance(block, Line))
     parts = [_lines(group) if are_lines else "".join(map(_block, group)) for are_lines, group in groups]
-    return f'<div class="uvm-drawing" style="{_FRAME}">{"".join(parts)}</div>'
+    return f'<div class="{_CLASSES}" style="{_FRAME}">{"".join(parts)}</div>'
 
 
 def _lines(blocks: Iterable[Block]) -> str:

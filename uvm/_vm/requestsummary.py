@@ -1,4 +1,8 @@
-"""A request in a few words: its receiver, verb, resource and settings, without secrets. Pure."""
+"""A request in a few words: its receiver, verb, resource and settings, without secrets. Pure.
+
+A user may have sent it, or edited its recording: of each value it is checked what it is, and what is not as
+hosts and guests take it is shown as it is.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,12 @@ from uvm._repr import format_size
 from uvm._wire import ports
 from uvm.schema.gcs import HOST_CONTAINER_ID
 from uvm.schema.requests import ScsiAttachment, VPMemMapping, parse_resource_path
+from uvm.schema.secrets import scrub
 
 _GUID: Final = re.compile(r"([0-9a-f]{8})(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 #: As container engines make them.
 _LONG_ID: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+_U64: Final = (1 << 64) - 1
 _PREFIXES: Final = ("VirtualMachine/Devices/", "VirtualMachine/ComputeTopology/")
 
 #: Settings that are shown without their name, or after a word.
@@ -69,15 +75,24 @@ def shorten(text: str) -> str:
 
 
 def offset(size_bytes: Any) -> str:
-    """Return an offset as text; a recording that was edited may have something else than a number."""
-    return format_size(size_bytes) if size_bytes and isinstance(size_bytes, int) else str(size_bytes)
+    """Return an offset as text."""
+    return _size(size_bytes) if size_bytes else str(size_bytes)
+
+
+def _size(size_bytes: Any) -> str:
+    """Return a number of bytes as text, or what is there in its place."""
+    is_size = isinstance(size_bytes, int) and 0 <= size_bytes <= _U64
+    return format_size(size_bytes) if is_size else str(size_bytes)
 
 
 def summarize(to: str, document: Any, operation: str = "modify") -> Summary:
     """Return the summary of a request to change something, or of another call, from its document.
 
     :param to: its receiver, as in the fake's request log.
+    :param document: any JSON value.
     """
+    # It is no deeper then, either.
+    document = scrub(document)
     if to in ("grant", "revoke"):
         return Summary("grant", "access" if to == "grant" else "revoke", str(_at(document, "path")))
     if to == "guest" and operation != "modify":
@@ -112,8 +127,9 @@ def _command(document: Any) -> Iterator[str]:
         parameters = json.loads(_at(document, "Settings", "ProcessParameters") or "{}")
     except (TypeError, ValueError):
         return
-    args = _at(parameters, "OciProcess", "args") or _at(parameters, "CommandArgs") or ()
-    if command := _at(parameters, "CommandLine") or " ".join(map(str, args)):
+    args = _at(parameters, "OciProcess", "args") or _at(parameters, "CommandArgs") or ""
+    words = " ".join(map(str, args)) if isinstance(args, list) else args
+    if command := _at(parameters, "CommandLine") or words:
         yield str(command)
 
 
@@ -130,7 +146,7 @@ def _topology(document: Any) -> Iterator[str]:
     processors, size_mb = _at(topology, "Processor", "Count"), _at(topology, "Memory", "SizeInMB")
     if isinstance(processors, int) and isinstance(size_mb, int):
         yield f"{processors} processor{'' if processors == 1 else 's'}"
-        yield format_size(size_mb << 20)
+        yield _size(size_mb << 20) if size_mb <= _U64 else f"{size_mb} MiB"
 
 
 def _at(value: Any, *names: str) -> Any:
@@ -179,14 +195,14 @@ def _shown(settings: Any, name: str = "") -> Iterator[str]:
             yield from _shown(value, key)
     elif isinstance(settings, list) and name in _ADDRESSES:
         yield from ("/".join(map(str, each.values())) for each in settings if isinstance(each, dict))
-    elif name == "Layers":
+    elif isinstance(settings, list) and name == "Layers":
         yield f"{len(settings)} layer{'' if len(settings) == 1 else 's'}"
     elif isinstance(settings, list):
         yield _word(name) + " ".join(shorten(" ".join(_shown(each, "Path"))) for each in settings)
     elif settings is True:
         yield _lower(name)
-    elif isinstance(settings, int) and name.endswith("InBytes"):
-        yield format_size(settings)
+    elif name.endswith("InBytes"):
+        yield _size(settings)
     else:
         yield _word(name) + shorten(str(settings))
 

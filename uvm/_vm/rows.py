@@ -27,7 +27,6 @@ from uvm.devices.scsi import ScsiSlot
 from uvm.devices.vpmem import Mapping
 from uvm.schema.json import to_json
 from uvm.schema.requests import ModificationRequest
-from uvm.schema.secrets import scrub
 
 
 @frozen
@@ -72,7 +71,7 @@ class RecentRequest:
     def _of(cls, sent: Sent) -> RecentRequest:
         request = sent.request
         document = to_json(request) if isinstance(request, ModificationRequest) else request
-        summary = summarize(sent.to, scrub(document))
+        summary = summarize(sent.to, document)
         words = summary.verb, summary.resource.strip(), summary.settings
         return cls(sent.at, sent.to, *words, sent.outcome, sent.why)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property, partial
@@ -24,6 +24,7 @@ from uvm._checks import (
     without_mark,
 )
 from uvm._document.common import hvsocket_service, need_build
+from uvm._guest.specs import check_writable
 from uvm._names import HostPath, guid_key, host_path
 from uvm._vm.base import Part
 from uvm._vm.statistics import VMStatistics, read_assigned_memory_bytes, read_statistics
@@ -160,11 +161,16 @@ class RuntimeSettings(Part):
         """Send a request to the compute system as it is, if uvm has no method for it.
 
         The VM's own devices do not know what it attaches or detaches.
+
+        :raises OptionsError: it is no JSON; nothing was sent.
         """
         await self._link.carry_out("modify", partial(self._link.modify, _as_json(request)))
 
     async def guest_request(self, request: JSON | requests.ModificationRequest) -> None:
-        """Send a request to the guest as it is."""
+        """Send a request to the guest as it is.
+
+        :raises OptionsError: it is no JSON; nothing was sent.
+        """
         await self._link.carry_out("guest request", partial(self._link.modify_guest, _as_json(request)))
 
     async def update_memory(self, size_bytes: int | None = None, *, memory_mb: int | None = None) -> None:
@@ -309,9 +315,12 @@ def _as_created(document: JSON) -> dict[str, Any]:
 
 
 def _as_json(request: JSON | requests.ModifySettingRequest | requests.ModificationRequest) -> JSON:
-    """Return a request as a JSON object that the caller does not share."""
+    """Return a request as a JSON object that the caller does not share.
+
+    :raises OptionsError: it holds what JSON has no form for.
+    """
     checked(request, instance(dict, requests.ModifySettingRequest, requests.ModificationRequest), "request")
-    return copy.deepcopy(request) if isinstance(request, dict) else to_json(request)
+    return json.loads(check_writable("the request, of which nothing was sent,", request))  # type: ignore[no-any-return]
 
 
 def _whole(name: str, value: Any, maximum: int) -> int:

@@ -61,9 +61,10 @@ def _field(name: str, value: Any, depth: int) -> Any:
 def _document(text: str, depth: int) -> str:
     try:
         document = json.loads(text)
+        # Python reads more than JSON has, such as NaN.
+        return dumps(scrub(document, depth)) if isinstance(document, dict) else _MASK
     except (ValueError, RecursionError):
         return _MASK
-    return dumps(scrub(document, depth)) if isinstance(document, dict) else _MASK
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
