@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -143,6 +144,30 @@ def test_what_vms_hold_is_not_pruned_until_the_last_has_ended(run: Run, cache: C
     again.close()
     assert run("image", "prune", "--all").lines == ["removed a: 3 KiB"]
     assert image.hold() is None
+
+
+@linux_only
+def test_a_damaged_image_is_pruned_as_others_are(run: Run, cache: Cache) -> None:
+    (put(cache, "a").directory / "kernel").unlink()
+    assert run("image", "prune", "--all").lines == ["removed a: 3 KiB"]
+
+
+@linux_only
+def test_what_is_pruned_goes_at_once_and_what_a_killed_process_left_of_it_with_the_next_one(
+    run: Run, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = put(cache, "a")
+    with monkeypatch.context() as patch:
+        # As if it were killed there.
+        patch.setattr(shutil, "rmtree", lambda *given, **how: None)
+        assert cache.prune(image)
+    assert cache.all() == []
+    [left] = cache.images.iterdir()
+    assert left.name.startswith(".unfinished-")
+    # Of a process that was killed as it noted something.
+    (cache.images / ".unfinished-request").touch()
+    assert run("image", "prune").status == 0
+    assert [*cache.images.iterdir()] == []
 
 
 @linux_only

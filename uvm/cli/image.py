@@ -73,6 +73,7 @@ def _prune(terminal: Terminal, given: Namespace) -> None:
     cache = default_cache()
     cache.prepare()
     with cache.locked():
+        cache.remove_unfinished()
         removed: list[str] = cache.remove_downloads() if given.all else []
         for image in cache.all()[0 if given.all else 1 :]:
             done = "removed" if cache.prune(image) else "kept, as VMs or templates use it,"

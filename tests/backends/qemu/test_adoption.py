@@ -17,6 +17,7 @@ from tests.backends.qemu.test_vm import document
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
 from uvm.backend import JSON, System
 from uvm.backends.qemu.devices.journal import Journal
+from uvm.backends.qemu.guestimage.cache import Cache, Image
 from uvm.errors import HostError, HostPathError
 from uvm.schema.requests import scsi_attachment_path
 
@@ -85,6 +86,35 @@ async def left(launcher: StandInLauncher, tmp_path: Path, asked: JSON) -> AsyncI
         found = backend._vms["vm1"].devices.inventory()
         await system.close()
     yield found
+
+
+async def test_the_image_of_a_vm_that_survives_is_not_pruned_until_its_qemu_has_ended(
+    launcher: StandInLauncher, tmp_path: Path, asked: JSON, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    cache.prepare()
+    image = cache.add("a", write_image)
+
+    async def newest() -> Image:
+        return image
+
+    del asked["VirtualMachine"]["Chipset"]["LinuxKernelDirect"]["KernelFilePath"]
+    async with process(launcher, tmp_path) as backend:
+        monkeypatch.setattr(backend, "_guest_image", newest)
+        await (await backend.create("vm1", asked)).close()
+    assert not cache.prune(image)
+    async with process(launcher, tmp_path) as backend:
+        system = await backend.open("vm1")
+        assert not cache.prune(image)
+        await system.terminate()
+        await system.wait()
+    assert cache.prune(image)
+
+
+def write_image(directory: Path) -> dict[str, object]:
+    for name in ("kernel", "initrd"):
+        (directory / name).touch()
+    return {}
 
 
 async def test_the_next_process_has_the_devices_and_changes_them(

@@ -38,7 +38,7 @@ def keep(fd: int) -> int:
 def release(fd: int, *, shared: bool = False) -> None:
     """Close a descriptor.
 
-    :param shared: the lock goes on as long as another process has it.
+    :param shared: the lock goes on as long as there is another copy, as QEMU's.
     """
     # A fork in between closes no other's descriptor.
     _kept.discard(fd)

@@ -170,8 +170,10 @@ class VM:
     ) -> None:
         """Start QEMU, paused, and wait until it takes commands: see :meth:`.Lifetime.launch`."""
         self._connect_host()
-        held = () if self.image is None else (self.image.fd,)
-        await self.lifetime.launch(launcher, arguments, (self.memory.fd, *held, *inherited), connect, tasks)
+        await self.lifetime.launch(launcher, arguments, (self.memory.fd, *inherited), connect, tasks)
+        qemu = self.directory.record.qemu
+        if self.survives and self.image is not None and qemu is not None:
+            self.image.keep_for(qemu)
 
     async def adopt(
         self,
@@ -386,7 +388,7 @@ class VM:
         self.directory.remove()
 
     def _release(self) -> None:
-        """Release what it holds for its QEMU, which has it too."""
+        """Release what it holds for its QEMU."""
         self.memory.close()
         if self.image is not None:
             self.image.close()

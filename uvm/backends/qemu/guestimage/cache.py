@@ -4,9 +4,11 @@
 guests. An image comes by renaming a directory that is complete. A process that builds one holds a lock, so
 that others that want the same wait and find it. What a builder that was killed left is removed by the next.
 
-A VM that was started from an image holds a shared lock of its kernel, and so does its QEMU, until they have
-ended: clones are started from the files of their template's image, and a VM that is saved is compared with
-them. What is locked is not pruned.
+A process that has a VM holds a shared lock of the directory of its image until the VM has ended: clones are
+started from the files of their template's image, and a VM that is saved is compared with them. A QEMU that
+survives that process is named in the directory, and holds no lock, with which a guest that has escaped could
+keep others from the image. What is locked, or has the name of a process that runs, is not pruned. An image is
+removed by renaming it first, so that there is none in part.
 """
 
 from __future__ import annotations
@@ -17,19 +19,31 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from attrs import define, frozen
 
 from uvm.backends.qemu.guestimage.sources import stamp_of
-from uvm.errors import NotSupportedError, UVMError
+from uvm.backends.qemu.locks import keep, open_lock, release
+from uvm.errors import HostError, HostPathError, NotSupportedError, UVMError
+from uvm.hresult import HResult
+
+if TYPE_CHECKING:
+    from uvm.backends.qemu.runtime import ProcessName
 
 _MANIFEST: Final = "manifest.json"
 _UNFINISHED: Final = ".unfinished-"
+#: Begins the name of the file that names a process: its id, and when it started.
+_USED: Final = ".used-"
+#: How long one that prunes an image may take.
+_HOLD_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.01
 
 
 class ImageDamagedError(UVMError):
@@ -38,12 +52,15 @@ class ImageDamagedError(UVMError):
 
 @define(eq=False)
 class Hold:
-    """Keeps an image from being pruned, as long as a process has its descriptor.
+    """Keeps an image from being pruned, as long as this process has its descriptor.
 
-    :ivar fd: the descriptor; -1 once it is closed.
+    :ivar fd: the descriptor of its directory; -1 once it is closed.
     """
 
     fd: int
+
+    def __attrs_post_init__(self) -> None:
+        keep(self.fd)
 
     def again(self) -> Hold | None:
         """Return another one of the same image; None once it is closed."""
@@ -52,8 +69,21 @@ class Hold:
     def close(self) -> None:
         """Hold it no more."""
         if self.fd >= 0:
-            os.close(self.fd)
+            release(self.fd, shared=True)
             self.fd = -1
+
+    def keep_for(self, process: ProcessName) -> None:
+        """Have the image kept until a process has ended, though it is held no more.
+
+        :raises HostPathError: the process cannot be noted.
+        """
+        _is_used(self.fd)
+        name = f"{_USED}{process.pid}-{process.started}"
+        try:
+            os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
+        except OSError as error:
+            directory = os.readlink(f"/proc/self/fd/{self.fd}")
+            raise HostPathError(directory, f"{name} cannot be made there: {error.strerror}") from error
 
 
 @frozen
@@ -88,19 +118,40 @@ class Image:
         return sum(each["size"] for each in self.manifest["files"].values())
 
     def hold(self) -> Hold | None:
-        """Keep it from being pruned; return None if it was pruned before. Blocks, not for long."""
+        """Keep it from being pruned; return None if it was pruned before. Blocks, not for long.
+
+        :raises HostError: another process has it locked, and does not prune it.
+        """
+        with suppress(FileNotFoundError):
+            held = Hold(open_lock(self.directory))
+            try:
+                self._lock(held.fd)
+                if os.path.samestat(os.fstat(held.fd), os.stat(self.directory)):
+                    return held
+            except BaseException:
+                held.close()
+                raise
+            held.close()
+        return None
+
+    def _lock(self, fd: int) -> None:
         # Python has it on Unix only.
         import fcntl
 
-        try:
-            held = Hold(os.open(self.kernel, os.O_RDONLY | os.O_CLOEXEC))
-        except FileNotFoundError:
-            return None
-        fcntl.flock(held.fd, fcntl.LOCK_SH)
-        if os.fstat(held.fd).st_nlink:
-            return held
-        held.close()
-        return None
+        deadline = time.monotonic() + _HOLD_SECONDS
+        while True:
+            try:
+                return fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HostError(
+                        "create a VM",
+                        HResult.ERROR_SHARING_VIOLATION,
+                        f"another process has had the guest image {self.directory} locked for "
+                        f"{_HOLD_SECONDS:g} s, and has not removed it; nothing was started; end that process "
+                        "(lslocks names it)",
+                    ) from None
+                time.sleep(_POLL_SECONDS)
 
     def check(self) -> None:
         """Compare its files with what was built.
@@ -173,9 +224,12 @@ class Cache:
         # Python has it on Unix only.
         import fcntl
 
-        with (self.root / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        lock = open_lock(self.root / "lock", make=True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            release(lock)
 
     def find(self, key: str) -> Image | None:
         """Return an image; None if it was never completed."""
@@ -196,8 +250,7 @@ class Cache:
         :param make: writes the files into a directory, and returns the manifest.
         :raises OSError: there is no room.
         """
-        for left in self.images.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(left)
+        self.remove_unfinished()
         directory = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.images))
         try:
             made = make(directory)
@@ -213,18 +266,33 @@ class Cache:
 
     def remove(self, key: str) -> None:
         """Remove an image; the lock is held."""
-        shutil.rmtree(self.images / key, ignore_errors=True)
+        unfinished = self.images / f"{_UNFINISHED}{uuid4().hex}"
+        with suppress(FileNotFoundError):
+            (self.images / key).rename(unfinished)
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what a process has left that was killed as it built or removed; the lock is held."""
+        for left in self.images.glob(f"{_UNFINISHED}*"):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
     def prune(self, image: Image) -> bool:
-        """Remove an image unless a VM holds it; return whether it was removed; the lock is held."""
+        """Remove an image unless a VM uses it; return whether it was removed; the lock is held."""
         import fcntl
 
-        with open(image.kernel, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        lock = open_lock(image.directory)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_used(lock):
                 return False
             self.remove(image.key)
+        except BlockingIOError:
+            return False
+        finally:
+            release(lock)
         return True
 
     def remove_downloads(self) -> list[str]:
@@ -248,6 +316,23 @@ class Cache:
         unfinished = path.with_name(f"{_UNFINISHED}{request}")
         unfinished.write_text(json.dumps(value))
         unfinished.replace(path)
+
+
+def _is_used(fd: int) -> bool:
+    """Return whether a process runs that is named in an image's directory; forget those that have ended."""
+    from uvm.backends.qemu.runtime import ProcessName
+
+    used = False
+    for name in os.listdir(fd):
+        if name.startswith(_USED):
+            pid, _, started = name.removeprefix(_USED).partition("-")
+            if ProcessName(int(pid), int(started)).runs:
+                used = True
+            else:
+                # Another process may forget it at the same time.
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=fd)
+    return used
 
 
 def default_cache() -> Cache:
