@@ -338,6 +338,18 @@ def test_a_directory_without_locks_is_of_a_process_that_was_killed_as_it_made_it
     runtime.claim(record()).remove()
 
 
+def test_what_cannot_be_looked_through_is_named(runtime: RuntimeDirectory) -> None:
+    made = runtime.claim(record())
+    made.remove()
+    # What no VM has left.
+    made.path.touch()
+    with pytest.raises(HostPathError, match=r"create vm1: .*Not a directory"):
+        runtime.claim(record())
+    shutil.rmtree(runtime.path)
+    with pytest.raises(HostPathError, match=r"the directories of VMs cannot be used: .*No such file"):
+        runtime.sweep()
+
+
 def test_qemu_cannot_write_what_it_inherits_of_a_directory(runtime: RuntimeDirectory) -> None:
     made = runtime.claim(record())
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -292,10 +292,10 @@ class RuntimeDirectory:
         """
         path = self._of(record.id)
         with self._locked():
-            if path.exists() and not _removed_if_dead(path):
-                there = "another process of this user has it"
-                raise HostError(f"create {record.id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS, there)
             try:
+                if path.exists() and not _removed_if_dead(path):
+                    there = "another process of this user has it"
+                    raise HostError(f"create {record.id}", HResult.HCS_E_SYSTEM_ALREADY_EXISTS, there)
                 return _made(path, record, choose)
             except OSError as error:
                 problem = f"create {record.id}: {error}; nothing of it is left; see that there is room"
@@ -328,7 +328,10 @@ class RuntimeDirectory:
         return made
 
     def sweep(self) -> None:
-        """Remove what VMs have left that have ended, and kill those whose host process died too early."""
+        """Remove what VMs have left that have ended, and kill those whose host process died too early.
+
+        :raises HostPathError: the directory is no more, or cannot be written to.
+        """
         with self._locked():
             for path in self._directories():
                 _removed_if_dead(path)
@@ -359,14 +362,13 @@ class RuntimeDirectory:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            lock = open_lock(self.path / _LOCK, make=True)
+            with ExitStack() as undo:
+                lock = open_lock(self.path / _LOCK, make=True)
+                undo.callback(release, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
         except OSError as error:
-            raise HostPathError(str(self.path / _LOCK), f"it cannot be locked: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            release(lock)
+            raise HostPathError(str(self.path), f"the directories of VMs cannot be used: {error}") from error
 
 
 def _record_in(path: Path) -> Record | None:
