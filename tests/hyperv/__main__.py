@@ -74,15 +74,15 @@ def main(
     :param factory: makes the backend, by default that of HCS.
     """
     wanted = arguments_of(given)
+    # What is printed may be sent to us as well.
+    scrub = Scrubber.of_this_machine((wanted.linux_boot_files, *wanted.windows_layer))
     found = look()
     if not found.usable:
-        return _nothing(found.problem)
+        return _nothing(found.problem, scrub)
     try:
         means, machine = anyio.run(_begin, factory or _hcs, _wanted(wanted), found)
     except UVMError as error:
-        return _nothing(str(error))
-    # What is printed may be sent to us as well.
-    scrub = Scrubber.of_this_machine((wanted.linux_boot_files, *wanted.windows_layer))
+        return _nothing(str(error), scrub)
     for each in means.others:
         print(scrub(f"of another run, which is not done or was killed: {each}"))
     for each in means.lacks:
@@ -94,13 +94,13 @@ def main(
             why = f": {printable(scrub(done.why))}" if done.why else ""
             print(f"  {done.outcome:<8} {done.scenario.name.replace('_', ' ')}{why}", flush=True)
     except UVMError as error:
-        return _nothing(str(error))
+        return _nothing(str(error), scrub)
     except KeyboardInterrupt:
         print("interrupted: the report has what was played")
     made = report(machine, means, played, scrub)
     write(made, wanted.report)
-    _say("\n".join(["", *summary(made)]))
-    print(f"\n{wanted.report}: read it, and send it to us (docs/try-hyperv.md)")
+    _say("\n".join(["", *summary(made)]), scrub)
+    print(f"\n{scrub(str(wanted.report))}: read it, and send it to us (docs/try-hyperv.md)")
     return int(any(each.outcome == "fails" for each, _ in played))
 
 
@@ -134,14 +134,15 @@ def _play(means: Means, scenarios: Sequence[Scenario], loop: str) -> Iterator[tu
         yield done, time.monotonic() - began
 
 
-def _nothing(why: str) -> int:
+def _nothing(why: str, scrub: Scrubber) -> int:
     """Say, so that it is seen, that nothing was played."""
-    _say(f"{LOUD}\nNOTHING WAS RUN, no real HCS was tested: {why}\n{LOUD}", sys.stderr)
+    _say(f"{LOUD}\nNOTHING WAS RUN, no real HCS was tested: {why}\n{LOUD}", scrub, sys.stderr)
     return 0
 
 
-def _say(text: str, stream: TextIO | None = None) -> None:
-    """Print a text, and show it in a job of GitHub."""
+def _say(text: str, scrub: Scrubber, stream: TextIO | None = None) -> None:
+    """Print a text without what is private, and show it in a job of GitHub."""
+    text = scrub(text)
     print(text, file=stream or sys.stdout, flush=True)
     if path := os.environ.get(_SUMMARY):
         with Path(path).open("a", encoding="utf-8") as file:

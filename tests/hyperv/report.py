@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,20 +30,34 @@ from uvm.testing.backends.play import Played
 #: Of what the report is made; to be raised when a name in it changes.
 VERSION: Final = 1
 
-_GUID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-#: A name in a path, which may have spaces.
-_NAME: Final = r"[^\\/\r\n'\";:,<>|]+"
+#: What is known by its text, and begins a path.
+_DIRECTORIES: Final = ("home", "temp", "checkout", "directory")
+#: The variables that name the user, the machine and its domain, which may be the machine itself.
+_VARIABLES: Final = {
+    "USERDNSDOMAIN": "domain",
+    "USERDOMAIN": "domain",
+    "COMPUTERNAME": "machine",
+    "USERNAME": "user",
+}
+#: Of a word, in which ``_`` is none of its letters.
+_BEGIN: Final = r"(?<![^\W_])"
+_END: Final = r"(?![^\W_])"
+#: What private texts were replaced by.
+_REPLACED: Final = rf"<(?:{'|'.join(_DIRECTORIES)}|user|machine|domain|sid|mac|address|path|id \d+)>"
+#: A name in a path, which may have spaces and quotes.
+_NAME: Final = rf"(?:[^\\/\r\n\":<>|]|{_REPLACED})+"
 _SEPARATORS: Final = r"[\\/]+"
+_PART: Final = rf"(?:[a-z]:|{_NAME})"
+#: What a path begins with: a directory that is known, a drive, a server, a device. No scheme is before it.
+_ROOT: Final = rf"(?:(?P<known><(?:{'|'.join(_DIRECTORIES)})>)|[a-z]:|(?:\\+|(?<!\w:)(?<!/)//+){_PART})"
 _PATTERNS: Final = {
-    "sid": re.compile(r"\bS-1-5-21(?:-\d+)+"),
-    "mac": re.compile(r"\b[0-9a-f]{2}(?:[-:][0-9a-f]{2}){5}\b", re.IGNORECASE),
-    "address": re.compile(
-        r"\b\d{1,3}(?:\.\d{1,3}){3}\b|(?<!\w)(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]*", re.IGNORECASE
-    ),
+    "id": r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])",
+    # Those of the users and services that each Windows has are shorter.
+    "sid": rf"{_BEGIN}s-1-\d+(?:-\d+){{3,}}",
+    "mac": r"(?<![0-9a-f])(?:[0-9a-f]{12}|[0-9a-f]{2}(?:[-:][0-9a-f]{2}){5})(?![0-9a-f])",
+    "address": r"(?<!\d)\d{1,3}(?:\.\d{1,3}){3}(?!\d)|(?<!\w)(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]*",
     # What is left of a path is its last name.
-    "path": re.compile(
-        rf"(?<!\w)(?:[a-z]:|\\{{2,}}{_NAME})(?:{_SEPARATORS}{_NAME})*(?={_SEPARATORS}{_NAME})", re.IGNORECASE
-    ),
+    "path": rf"{_BEGIN}{_ROOT}(?:{_SEPARATORS}{_PART})*(?={_SEPARATORS}{_NAME})",
 }
 
 
@@ -62,31 +77,40 @@ class Scrubber:
 
         :param directories: further ones, that the user named.
         """
-        known = {each: "directory" for each in directories if each}
+        known = {path: "directory" for each in directories if each for path in (each, os.path.abspath(each))}
         known |= {str(Path.home()): "home", tempfile.gettempdir(): "temp"}
         known |= {str(Path(tempfile.gettempdir()).resolve()): "temp", str(Path.cwd()): "checkout"}
-        names = {"user": getpass.getuser(), "machine": platform.node()}
-        names |= {"domain": os.environ.get("USERDOMAIN", "")}
-        return cls(known | {name: what for what, name in names.items() if name})
+        known |= {os.environ.get(name, ""): what for name, what in _VARIABLES.items()}
+        return cls(known | {platform.node(): "machine", getpass.getuser(): "user"})
 
     def __call__(self, text: str) -> str:
-        """Return a text without what is private."""
-        for private in sorted(self.known, key=len, reverse=True):
-            text = re.sub(_spelled(private), f"<{self.known[private]}>", text, flags=re.IGNORECASE)
-        text = re.sub(rf"\b{_GUID}\b", self._numbered, text, flags=re.IGNORECASE)
+        """Return a text without what is private. What was scrubbed already stays as it is."""
+        text = self._without_known(text)
         for what, pattern in _PATTERNS.items():
-            text = pattern.sub(f"<{what}>", text)
+            text = re.sub(pattern, partial(self._replacement, what), text, flags=re.IGNORECASE)
         return text
 
-    def _numbered(self, found: re.Match[str]) -> str:
-        """Return the number of an id: one that comes again has the same."""
-        return f"<id {self._ids.setdefault(found[0].lower(), len(self._ids) + 1)}>"
+    def _without_known(self, text: str) -> str:
+        known = {each.rstrip("\\/"): what for each, what in self.known.items()}
+        longest_first = sorted(filter(None, known), key=len, reverse=True)
+        pattern = "|".join([_REPLACED, *(f"({_spelled(each)})" for each in longest_first)])
+
+        def replacement(found: re.Match[str]) -> str:
+            return f"<{known[longest_first[found.lastindex - 1]]}>" if found.lastindex else found[0]
+
+        return re.sub(pattern, replacement, text, flags=re.IGNORECASE)
+
+    def _replacement(self, what: str, found: re.Match[str]) -> str:
+        if what == "id":
+            # One that comes again has the same number.
+            return f"<id {self._ids.setdefault(found[0].lower(), len(self._ids) + 1)}>"
+        return found.groupdict().get("known") or f"<{what}>"
 
 
 def _spelled(private: str) -> str:
     """Return the pattern of a text: of a path with any separators, as a literal has them too; whole words."""
     parts = _SEPARATORS.join(re.escape(part) for part in re.split(_SEPARATORS, private))
-    return rf"(?<!\w){parts}(?!\w)"
+    return f"{_BEGIN}{parts}{_END}"
 
 
 @frozen

@@ -132,6 +132,23 @@ def test_a_backend_that_cannot_be_entered_runs_nothing(capsys: pytest.CaptureFix
     assert "NOTHING WAS RUN, no real HCS was tested: the service vmcompute" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_what_is_said_when_nothing_runs_has_nothing_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], early: bool
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    problem = r"D:\Contoso\cfg of CONTOSO.EXAMPLE cannot be read"
+    monkeypatch.setenv("USERDNSDOMAIN", "contoso.example")
+
+    def refuse() -> Any:
+        raise NotSupportedError(problem)
+
+    found = Examination("hcs", problem, {}) if early else USABLE
+    assert main([], look=lambda: found, factory=refuse) == 0
+    for said in (capsys.readouterr().err, (tmp_path / "summary").read_text("utf-8")):
+        assert r"no real HCS was tested: <path>\cfg of <domain> cannot be read" in said
+
+
 def test_all_levels_have_something_and_a_word_chooses_among_them() -> None:
     assert [len(chosen(level, "")) for level in ("host", "vm", "guest", "everything")] == [
         sum(each.level <= level for each in PLAYED) for level in Level

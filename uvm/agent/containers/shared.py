@@ -130,7 +130,7 @@ def _made(name: str, directory: int) -> bool:
     """Make a directory, for any user to write to; return whether it was not there."""
 
     def make() -> None:
-        # A mode set afterwards would be set of what a container has put in its place.
+        # A mode set afterwards would be that of what a container has put in its place.
         syscalls.own_umask()
         os.umask(0)
         os.mkdir(name, dir_fd=directory)
