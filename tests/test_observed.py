@@ -15,12 +15,19 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    use_span,
+)
 
 import uvm
 import uvm.otel
 from tests.session import WAYS, play
-from tests.vm.support import running
+from tests.vm.support import SHARED, running, wcow
 from uvm._observed import watched
 
 pytestmark = pytest.mark.anyio
@@ -68,7 +75,8 @@ async def test_an_operation_is_logged_with_its_device_its_duration_and_its_outco
         ("attach", "ok"),
         ("modify settings", "ok"),
     ]
-    assert ("detach", "refused") in of_disk
+    # The guest had let go of it.
+    assert ("detach", "unknown") in of_disk
     assert all(each["duration_seconds"] >= 0 for each in ended)
 
 
@@ -131,6 +139,44 @@ async def test_operations_that_wait_for_their_turn_are_children_of_what_asked_fo
     assert {
         lineage(each, spans)[1]: each.attributes and each.attributes["uvm.device"] for each in attached
     } == {disk: f"disk {disk}" for disk in disks}
+
+
+async def test_what_a_task_does_after_the_span_that_it_was_begun_in_has_a_trace_of_its_own_with_a_link(
+    tracing: tuple[InMemorySpanExporter, TracerProvider],
+) -> None:
+    exporter, provider = tracing
+    tracer = provider.get_tracer("test")
+    async with running(wcow(external_guest_connection=False, no_direct_map=True)) as run:
+        with tracer.start_as_current_span("first"):
+            container = await run.vm.create_container("c1", {"Container": {}})
+            await container.start()
+            await run.vm.mount_in_container(container, SHARED, "C:\\data")
+        with tracer.start_as_current_span("second"):
+            # A task of the VM releases the mount when the container has ended.
+            await container.aclose()
+        await run.vm.settled()
+    spans = exporter.get_finished_spans()
+    of_id = {each.context.span_id: each for each in spans if each.context is not None}
+    [release] = [each for each in spans if each.name == "uvm unmount in container"]
+    assert release.parent is None
+    assert [of_id[link.context.span_id].name for link in release.links] == ["uvm mount in container"]
+    late = [
+        lineage(each, spans)
+        for each in spans
+        if each.parent is not None
+        and (begun := each.start_time or 0) > (of_id[each.parent.span_id].end_time or begun)
+    ]
+    assert late == []
+
+
+async def test_what_is_not_sampled_stays_so(tracing: tuple[InMemorySpanExporter, TracerProvider]) -> None:
+    exporter, _ = tracing
+    async with running() as run:
+        exporter.clear()
+        unsampled = NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(0)))
+        with use_span(unsampled):
+            await run.vm.pause()
+        assert exporter.get_finished_spans() == ()
 
 
 async def test_spans_have_the_attributes_of_rpc(

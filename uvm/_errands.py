@@ -29,7 +29,7 @@ from attrs import define, field
 
 from uvm._async import Flag
 from uvm._log import Log
-from uvm._observed import Door, Observed, observe
+from uvm._observed import Door, Observed, Outcome, observe, outcome_of
 from uvm.errors import VMExitedError, own
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Errand(Generic[T]):
     :ivar operation: what is done.
     :ivar give_up: called with the result if all callers have left.
     :ivar leave: called if it failed, and all callers have left.
+    :ivar outcome: returns how it ended by what it raised, for those that observe it.
     :ivar error: what it failed with.
     """
 
@@ -56,6 +57,7 @@ class Errand(Generic[T]):
     _call: Callable[[], Awaitable[T]]
     give_up: Callable[[T], object] = lambda result: None
     leave: Callable[[], object] = lambda: None
+    outcome: Callable[[BaseException], Outcome] = outcome_of
     error: Exception | None = field(default=None, init=False)
     _ended: Flag = field(factory=Flag, init=False)
     _result: list[T] = field(factory=list, init=False)
@@ -95,7 +97,7 @@ class Errand(Generic[T]):
         """Make the call: the task."""
         try:
             what = Observed(Door.VM, self.name, self.operation)
-            self._result.append(await observe(what, self._call))
+            self._result.append(await observe(what, self._call, failed=self.outcome))
         except Exception as error:
             self.error = error
         finally:
@@ -161,7 +163,9 @@ class Release:
         """
         if self._attempt is not None and self._attempt.error is None:
             return False
-        attempt: Errand[None] = Errand(self.name, self.operation, self._carry_out, leave=self._leave)
+        attempt: Errand[None] = Errand(
+            self.name, self.operation, self._carry_out, leave=self._leave, outcome=_outcome
+        )
         begun = self._start_soon(attempt.make)
         if not begun:
             attempt.cut_off()
@@ -182,3 +186,8 @@ class Release:
             await self._work()
         except VMExitedError as error:
             _log.debug(self.name, "%s", error)
+
+
+def _outcome(error: BaseException) -> Outcome:
+    # It has parts, and what could be released was: nothing says that all of it is as it was.
+    return "unknown" if isinstance(error, Exception) else outcome_of(error)

@@ -19,7 +19,8 @@ class Fields(TypedDict, total=False):
     :ivar device: the device, as messages name it.
     :ivar operation: the operation of the VM, or the request to its host or guest.
     :ivar duration_seconds: how long that took.
-    :ivar outcome: ``ok``, ``refused``, ``unknown`` or ``cancelled``.
+    :ivar outcome: ``ok``; ``refused``, which changed nothing; ``unknown``, which may have, in whole or in
+        part; or ``cancelled``.
     """
 
     device: str | None

@@ -32,7 +32,20 @@ from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
 from attrs import define, field
 
 from uvm._log import Log, doing
-from uvm.errors import is_refusal
+from uvm.errors import (
+    AccessDeniedError,
+    AlreadyReleasedError,
+    HostPathError,
+    NoSpaceError,
+    NotAttachedError,
+    NotSupportedError,
+    OptionsError,
+    OrphanError,
+    RefusedError,
+    RPCError,
+    VMStateError,
+    is_refusal,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,6 +53,21 @@ T = TypeVar("T")
 _log = Log("uvm")
 
 Outcome = Literal["ok", "refused", "unknown", "cancelled"]
+
+#: What says of an operation of several steps too that nothing was changed, or all of it was rolled back.
+_REFUSALS: Final = (
+    AccessDeniedError,
+    AlreadyReleasedError,
+    HostPathError,
+    NoSpaceError,
+    NotAttachedError,
+    NotSupportedError,
+    OptionsError,
+    OrphanError,
+    RPCError,
+    RefusedError,
+    VMStateError,
+)
 
 #: What is asked of a backend for one VM, and of a compute system.
 BACKEND_REQUESTS: Final = frozenset({"create", "grant_access", "revoke_access"})
@@ -187,7 +215,7 @@ def outcome_of(error: BaseException) -> Outcome:
     """Return how an operation ended that raised."""
     if not isinstance(error, Exception):
         return "cancelled"
-    return "refused" if is_refusal(error) else "unknown"
+    return "refused" if isinstance(error, _REFUSALS) and is_refusal(error) else "unknown"
 
 
 def _done(result: object) -> tuple[Outcome, None]:
@@ -198,10 +226,12 @@ async def observe(
     what: Observed,
     call: Callable[[], Awaitable[T]],
     judge: Callable[[T], tuple[Outcome, BaseException | None]] = _done,
+    failed: Callable[[BaseException], Outcome] = outcome_of,
 ) -> T:
     """Make a call, and have it observed.
 
     :param judge: returns the outcome, and the error, by what the call returned.
+    :param failed: returns the outcome by what the call raised.
     """
     context, before = what.begin(), doing.get()
     doing.set(what)
@@ -209,7 +239,7 @@ async def observe(
         with context:
             result = await call()
     except BaseException as error:
-        what.end(outcome_of(error), error)
+        what.end(failed(error), error)
         raise
     finally:
         doing.set(before)

@@ -5,7 +5,9 @@ How it works
 
 :func:`instrument` sets the hook of :mod:`uvm._observed`, for all VMs of this process. Each operation is a
 span, and so is each request, a child of the operation that it belongs to; operations are children of what the
-caller does. Nothing else in the library imports OpenTelemetry.
+caller does. What a task of the VM does once the span has ended that the task was begun in, such as the
+release of a mount whose container ends, is in a trace of its own, with a link to that span. Nothing else in
+the library imports OpenTelemetry.
 
 Names and attributes are those of the `semantic conventions of RPC
 <https://opentelemetry.io/docs/specs/semconv/rpc/rpc-spans/>`_ as far as these go::
@@ -31,12 +33,16 @@ from uvm._observed import Door, Hook, Observed, set_hook
 from uvm.errors import RefusedError
 
 try:
+    from opentelemetry.context import Context
     from opentelemetry.trace import (
+        Link,
+        NonRecordingSpan,
         Span,
         SpanKind,
         StatusCode,
         Tracer,
         TracerProvider,
+        get_current_span,
         get_tracer,
         use_span,
     )
@@ -79,7 +85,12 @@ class _Spans(Hook):
             attributes |= {"rpc.system.name": system, "rpc.method": what.operation}
         kind = SpanKind.INTERNAL if system is None else SpanKind.CLIENT
         name = _NAMES[what.door].format(what.operation)
-        return self._tracer.start_span(name, kind=kind, attributes=attributes)
+        parent = get_current_span()
+        if parent.is_recording() or isinstance(parent, NonRecordingSpan):
+            return self._tracer.start_span(name, kind=kind, attributes=attributes)
+        # It has ended, in a trace that may be another caller's. One that is not sampled is no such span.
+        links = [Link(parent.get_span_context())]
+        return self._tracer.start_span(name, Context(), kind=kind, attributes=attributes, links=links)
 
     def within(self, begun: object) -> AbstractContextManager[Span]:
         assert isinstance(begun, Span)

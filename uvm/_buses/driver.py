@@ -40,7 +40,7 @@ from uvm._buses.access import Need
 from uvm._buses.holds import Hold, HoldState, Stay
 from uvm._buses.link import Link, StuckDevice
 from uvm._log import Log
-from uvm._observed import Door, Observed, bound, observe, outcome_of
+from uvm._observed import Door, Observed, bound, observe
 from uvm._observed import Outcome as Ended
 from uvm.devices.base import (
     ADD,
@@ -395,7 +395,7 @@ class Driver(Generic[K, M, S, W]):
                     error,
                     operation="detach",
                     device=what,
-                    outcome=outcome_of(error),
+                    outcome="refused" if is_refusal(error) and not ticket.entry.remaining else "unknown",
                 )
             hold.error = error if hold.error is None else UndoFailedError.of(hold.error, error)
         elif hold.state is HoldState.OWED:
@@ -554,7 +554,8 @@ def _judged(outcome: Outcome) -> tuple[Ended, BaseException | None]:
     """Return how an operation ended, and what it failed with."""
     if isinstance(outcome, Ok):
         return "ok", None
-    return "refused" if isinstance(outcome, Refused) else "unknown", outcome.error
+    refused = isinstance(outcome, Refused) and not outcome.remaining
+    return "refused" if refused else "unknown", outcome.error
 
 
 def _as_unknown(error: Exception) -> UVMError:

@@ -170,7 +170,11 @@ class Call:
         result = None if self.body is None else self.body.get("Result")
         if error is None and type(result) is int and result:
             error = GuestError(self.operation, result)
-        observed.end("ok" if error is None else outcome_of(error), error)
+        if error is None:
+            observed.end("ok")
+        else:
+            # What was not sent changed nothing.
+            observed.end(outcome_of(error) if self.sent else "refused", error)
 
 
 class Calls:

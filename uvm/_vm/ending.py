@@ -37,7 +37,7 @@ from uvm._buses.context import Context
 from uvm._checks import checked, seconds
 from uvm._gcs.connection import GuestConnection
 from uvm._log import Log
-from uvm._observed import Door, Observed, Outcome, observe, outcome_of
+from uvm._observed import Door, Observed, Outcome, observe
 from uvm._vm.base import ClosedOnLeaving
 from uvm._vm.creation import HostArtifacts
 from uvm._vm.devices import Devices
@@ -423,5 +423,5 @@ class Ending(Devices, RuntimeSettings, ClosedOnLeaving):
 
 
 def _closed(errors: list[Exception]) -> tuple[Outcome, Exception | None]:
-    """Return how closing a VM ended, and the first of what failed."""
-    return (outcome_of(errors[0]), errors[0]) if errors else ("ok", None)
+    """Return how closing a VM ended, and the first of what failed; its other steps have changed much."""
+    return ("unknown", errors[0]) if errors else ("ok", None)

@@ -20,6 +20,7 @@ from uvm._errands import Errand
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._log import Log
 from uvm._names import GuestOS, HostPath
+from uvm._observed import Outcome, outcome_of
 from uvm._vm.creation import HostArtifacts, Settings, create
 from uvm._vm.ending import VMState
 from uvm._vm.guest import GuestServices
@@ -194,7 +195,8 @@ class UtilityVM(Saving, GuestServices):
         try:
             self._link.work.begin()
             start = partial(self._link.work.carry_out, self._boot_or_end)
-            await Errand(self.id, "start", start).made_in(channels, self._link.exit_error)
+            errand = Errand(self.id, "start", start, outcome=self._outcome_of_start)
+            await errand.made_in(channels, self._link.exit_error)
         except anyio.get_cancelled_exc_class():
             self._link.why_not_running = "its start was cancelled, and it is being terminated"
             self._start_cancelled = True
@@ -206,6 +208,12 @@ class UtilityVM(Saving, GuestServices):
                 failure = VMStateError(f"start {self.id}: cancelled")
                 self._link.work.start_soon(channels, partial(self._end_after, failure))
             raise
+
+    def _outcome_of_start(self, error: BaseException) -> Outcome:
+        if self._start_cancelled:
+            return "cancelled"
+        # What had begun to run was terminated.
+        return "unknown" if self._started_at is not None else outcome_of(error)
 
     async def _boot_or_end(self) -> None:
         try:
