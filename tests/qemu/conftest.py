@@ -28,12 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a guest that ends, and its QEMU, not be killed for want of time."""
-    from tests.qemu.limits import PATIENCE_SECONDS
-    from uvm.backends.qemu import lifetime
+    """Have no test fail for want of time; processes that it starts are :mod:`tests.qemu.patient`'s."""
+    from tests.qemu.limits import be_patient
 
-    for name in ("CRASH_SECONDS", "QUIT_SECONDS"):
-        monkeypatch.setattr(lifetime, name, PATIENCE_SECONDS)
+    be_patient(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,23 @@ PATIENT: Final = GuestTimeouts(
     vm_exit_seconds=max(2.0, BOOT_SECONDS),
     grace_seconds=max(1.0, BOOT_SECONDS),
 )
+
+
+def be_patient(put: Callable[[object, str, object], object] = setattr) -> None:
+    """Have callers that name no times wait as :data:`PATIENT` has it, and nothing killed for want of time.
+
+    :param put: sets an attribute of a module.
+    """
+    # Linux's alone can be imported.
+    from uvm._vm import vm
+    from uvm.backends.qemu import backend, lifetime, runtime, system
+
+    put(vm, "_DEFAULT_TIMEOUTS", PATIENT)
+    put(backend, "_END_SECONDS", PATIENCE_SECONDS)
+    put(lifetime, "CRASH_SECONDS", PATIENCE_SECONDS)
+    put(lifetime, "QUIT_SECONDS", PATIENCE_SECONDS)
+    put(runtime, "_KILL_SECONDS", PATIENCE_SECONDS)
+    put(system, "CLOSE_SECONDS", PATIENCE_SECONDS)
 
 
 def measured_boot_seconds() -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 from tests.qemu.limits import PATIENCE_SECONDS
+from tests.qemu.patient import PATIENT_PYTHON
 from tests.qemu.setup import CHECKOUT
 from uvm.backends.qemu.guestimage import Image
 
@@ -14,7 +14,7 @@ from uvm.backends.qemu.guestimage import Image
 def typed(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """Run ``uvm`` with some arguments."""
     return subprocess.run(
-        [sys.executable, "-m", "uvm", *arguments],
+        [*PATIENT_PYTHON, "-m", "uvm", *arguments],
         cwd=CHECKOUT,
         input=stdin,
         capture_output=True,

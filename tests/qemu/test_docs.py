@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.qemu.patient import PATIENT_PYTHON
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("first-vm", "qemu", "sandbox")
@@ -21,7 +22,7 @@ BLOCKS = [
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments],
+        [*PATIENT_PYTHON, *arguments],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,

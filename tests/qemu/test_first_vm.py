@@ -6,13 +6,13 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import anyio
 import pytest
 
 from tests.qemu.limits import PATIENCE_SECONDS
+from tests.qemu.patient import PATIENT_PYTHON
 from tests.qemu.vms import backend_of, leaving_nothing, process_of, running_vm
 from uvm.errors import ExitStatus, VMExitedError
 from uvm.hresult import HResult
@@ -93,7 +93,7 @@ async def test_a_qemu_that_is_killed_has_exited_unexpectedly(tmp_path: Path) -> 
 def test_a_vm_ends_with_the_process_that_has_it_however_that_ends(
     tmp_path: Path, anyio_backend_name: str
 ) -> None:
-    command = [sys.executable, "-c", HOLDS, str(tmp_path), anyio_backend_name]
+    command = [*PATIENT_PYTHON, "-c", HOLDS, str(tmp_path), anyio_backend_name]
     with leaving_nothing(tmp_path) as pids:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests.qemu.hostile import ENDING, ENDLESS, IMAGE, SILENCE_SECONDS
+from tests.qemu.patient import PATIENT_PYTHON
 from tests.qemu.setup import CHECKOUT
 from tests.qemu.vms import leaving_nothing
 from uvm.backends.qemu.guestimage import build
@@ -37,7 +37,7 @@ def test_a_hostile_guest_is_reported_costs_the_host_little_and_disturbs_no_other
 ) -> None:
     # Here, so that it costs that process no memory.
     build(IMAGE)
-    command = [sys.executable, "-m", "tests.qemu.hostile", anyio_backend_name, str(tmp_path)]
+    command = [*PATIENT_PYTHON, "-m", "tests.qemu.hostile", anyio_backend_name, str(tmp_path)]
     with leaving_nothing(tmp_path) as pids:
         # It asserts itself that the other guest works.
         played = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=CHECKOUT)

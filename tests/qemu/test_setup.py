@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.qemu import __main__ as run
 from tests.qemu import setup
+from tests.qemu.limits import PATIENCE_SECONDS
+from tests.qemu.patient import PATIENT_PYTHON
 from uvm.backends.qemu.guestimage.cache import default_cache
 from uvm.errors import NotSupportedError
 
@@ -32,6 +35,16 @@ def program(directory: Path, name: str, script: str) -> None:
     path = directory / name
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
+
+
+def test_a_program_of_the_tests_has_their_patience_and_its_arguments(tmp_path: Path) -> None:
+    ask = "import sys; from uvm._vm.vm import _DEFAULT_TIMEOUTS as t; print(t.close_seconds, *sys.argv[1:])"
+    path = tmp_path / "program.py"
+    path.write_text(ask)
+    for program in (["-c", ask], [str(path)]):
+        command = [*PATIENT_PYTHON, *program, "-m", "x"]
+        done = subprocess.run(command, cwd=setup.CHECKOUT, capture_output=True, check=False)
+        assert done.stdout.decode() == f"{PATIENCE_SECONDS} -m x\n", done.stderr
 
 
 def test_another_machine_runs_nothing_says_so_and_fails_nothing(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import anyio
 import pytest
 
 from tests.qemu.images import ext4
+from tests.qemu.patient import PATIENT_PYTHON
 from tests.qemu.vms import backend_of, leaving_nothing, open_to_all
 from uvm.backend import JSON, System
 from uvm.backends.qemu.runtime import ProcessName
@@ -138,7 +138,7 @@ def _left_by_a_killed_process(tmp_path: Path) -> tuple[int, str]:
 
 def _printed_by_a_killed_process(program: str, tmp_path: Path) -> list[str]:
     """Return the words of the first line that a program prints, which is killed then."""
-    command = [sys.executable, "-c", program, str(tmp_path)]
+    command = [*PATIENT_PYTHON, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         words = process.stdout.readline().split()

@@ -48,4 +48,5 @@ def leaving_nothing(directory: Path) -> Iterator[list[int]]:
     pids: list[int] = []
     yield pids
     assert [pid for pid in pids if ProcessName.of(pid) is not None] == []
-    assert [path.name for path in (directory / "run").iterdir()] == ["lock"]
+    # Locks of users are there where this process may make none for the whole machine.
+    assert {path.name for path in (directory / "run").iterdir()} - {"users"} == {"lock"}

@@ -62,6 +62,8 @@ class QEMUHost(DirectoryHost):
         """Return what is left of systems: VMs, their directories, access, endpoints that are connected."""
         backend = self.backend
         left = [f"VM {vm.id} ({vm.state})" for vm in backend._vms.values()]
-        left += [f"directory {path}" for path in backend._directory.path.iterdir() if path.name != "lock"]
+        # Locks of users are there if this process may make none for the whole machine.
+        names = {path.name for path in backend._directory.path.iterdir()} - {"lock", "users"}
+        left += [f"directory {name}" for name in names]
         left += [f"access of {to} to {path}" for path, to in backend._access.entries() if to != VM_GROUP]
         return left + [f"endpoint {e} attached to {vm}" for e, vm in backend.network.attachments().items()]
