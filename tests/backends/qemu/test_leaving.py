@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from attrs import define, field
 
-from tests.backends.qemu.standin import StandInBackend, StandInLauncher
+from tests.backends.qemu.standin import StandIn, StandInBackend, StandInLauncher
 from tests.backends.qemu.test_adoption import asked, launcher, process
 from tests.backends.qemu.test_vm import document, entered, kernel, left, running
 from uvm.backend import JSON
@@ -145,6 +146,36 @@ async def test_a_creation_that_is_cancelled_leaves_no_cgroup(
         # It is removed after it was made, and not before.
         await leave(held, how, lambda: backend.create("vm1", document(kernel)))
         assert not there.exists()
+        assert left(tmp_path) == []
+
+
+async def test_a_creation_that_is_cancelled_again_as_it_is_undone_leaves_its_id_free(
+    tmp_path: Path, kernel: str, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("a matter of asyncio alone")
+    asked = asyncio.Event()
+
+    async def never(name: str, arguments: JSON) -> None:
+        asked.set()
+        await anyio.sleep_forever()
+
+    def disturb(child: StandIn) -> None:
+        child.disturb = never
+
+    async with entered(tmp_path) as backend:
+        backend.launcher.prepare = disturb
+        task = asyncio.create_task(backend.create("vm1", document(kernel)))
+        await asked.wait()
+        exited = backend._vms["vm1"].lifetime.exit
+        task.cancel()
+        while not exited.terminated:
+            await anyio.lowlevel.checkpoint()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert backend._vms == {}
+        await exited.wait()
         assert left(tmp_path) == []
 
 
