@@ -81,3 +81,17 @@ def test_an_error_whose_undo_failed_is_told_once() -> None:
 
 def test_what_a_guest_says_does_not_command_the_terminal() -> None:
     assert in_one_line(GuestError("add", HResult.E_FAIL, "\x1b[2Jgone")).endswith(":  [2Jgone")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
+def test_closed_standard_streams_are_the_null_device() -> None:
+    run_them = """if True:
+        import os, sys
+        from uvm.cli import main
+        status = main(["ps", "--backend", "fake"])
+        same = [os.path.samestat(os.fstat(each), os.stat(os.devnull)) for each in range(3)]
+        sys.exit(status or 10 + sum(same))
+    """
+    script = 'exec "$0" -c "$1" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", script, sys.executable, run_them], cwd=ROOT, check=False)
+    assert done.returncode == 13

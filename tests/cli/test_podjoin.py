@@ -14,7 +14,9 @@ import pytest
 from tests.cli.conftest import Run
 from tests.cli.support import LCOW, ROOT, WCOW
 from tests.cli.test_pod import WITHOUT_MODEL, fast
-from uvm.cli import main
+from uvm.cli import main, podjoin
+from uvm.errors import HostError, UndoFailedError
+from uvm.hresult import HResult
 
 PodFile = Callable[[str], Path]
 
@@ -52,6 +54,26 @@ def test_a_pod_that_cannot_be_brought_up_fails_as_the_vm_of_a_command(
 ) -> None:
     assert main(["pod", "-i", str(pod_file(WITHOUT_MODEL))]) == 125
     assert capfd.readouterr() == ("", "uvm: C:\\layers\\model.vhd: no such file on the host\n")
+
+
+def test_a_failure_of_several_parts_is_said_whole(
+    pod_file: PodFile, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*_: object) -> int:
+        raise UndoFailedError.of(HostError("add", HResult.E_FAIL), HostError("remove", HResult.E_FAIL))
+
+    monkeypatch.setattr(podjoin, "_join", fail)
+    assert main(["pod", "-i", str(pod_file(fast(LCOW)))]) == 125
+    assert "add: E_FAIL (0x80004005); and undoing it failed: remove: E_FAIL" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+def test_output_that_cannot_be_written_is_a_failure(pod_file: PodFile) -> None:
+    arguments = [sys.executable, "-m", "uvm", "pod", "-i", str(running(pod_file, '["echo", "lost"]'))]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    assert done.returncode == 125
+    assert done.stderr.startswith(b"uvm: the output of the command cannot be written, ")
 
 
 def test_a_container_that_is_not_there_is_said_with_those_that_are(run: Run, pod_file: PodFile) -> None:

@@ -102,6 +102,12 @@ def test_without_a_name_the_scripts_are_listed(run: Run) -> None:
     assert len(ran.lines) == 3 + len(SCRIPTS)
 
 
+def test_scripts_with_steps_that_are_none_are_not_listed(run: Run, traces: Write) -> None:
+    ran = run("replay", traces([{**SCRIPTS[BASIC], "ops": [{}], "steps": [5]}]))
+    assert (ran.status, ran.output) == (2, "")
+    assert "each of steps must be an object" in ran.error
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -113,7 +119,11 @@ def test_without_a_name_the_scripts_are_listed(run: Run) -> None:
             {"ops": [{"op": "vpmem_add"}], "steps": [{}]},
             "operation 1 cannot be replayed: {'op': 'vpmem_add'}: ",
         ),
-        ({"ops": [{"op": "mkdir", "path": "a"}], "steps": [1]}, "operation 1 cannot be replayed: "),
+        ({"ops": [{"op": "mkdir", "path": "a"}], "steps": [5]}, "each of steps must be an object"),
+        (
+            {"ops": [{"op": "mkdir", "path": "a"}], "steps": [{"requests": 5}]},
+            "each of steps must be an object, and its",
+        ),
     ],
 )
 def test_a_script_that_cannot_be_replayed_is_one_line_and_exit_status_2(

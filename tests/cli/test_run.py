@@ -67,6 +67,8 @@ def test_variables_are_set_beside_the_path() -> None:
         ((), 2, "uvm shell"),
         (("--memory", "much", "--", "true"), 2, "--memory"),
         (("--env", "NAME", "--", "true"), 2, "--env"),
+        (("--timeout", "nan", "--", "true"), 2, "--timeout"),
+        (("--timeout", "0", "--", "true"), 2, "--timeout"),
     ],
 )
 def test_the_exit_status_says_what_failed(
@@ -78,6 +80,30 @@ def test_the_exit_status_says_what_failed(
         ended = int(refused.code or 0)
     assert ended == status
     assert said in capfd.readouterr().err
+
+
+def test_a_failure_whose_roll_back_failed_is_said_whole(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    backend = FakeBackend()
+    backend.files.add("C:\\data.vhdx", size=1 << 20)
+    backend.faults.refuse("E_FAIL", to="guest", request_type="Add", nth=1)
+    backend.faults.refuse("E_ACCESSDENIED", to="host", request_type="Remove", nth=1)
+    monkeypatch.setattr("uvm.cli.run.open_backend", lambda _: backend)
+    assert main(["run", "--disk", "C:\\data.vhdx", "--", "true"]) == 125
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert said.index("E_FAIL") < said.index("and undoing it failed") < said.index("E_ACCESSDENIED")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+def test_output_that_cannot_be_written_is_a_failure() -> None:
+    with open("/dev/full", "wb") as full:
+        arguments = command("run", *ON_FAKE, "--", "echo", "lost")
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    assert done.returncode == 125
+    assert done.stderr.startswith(b"uvm: error: the output of the command cannot be written, ")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_a_reader_that_leaves_ends_the_command() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,21 @@ def test_a_directory_that_cannot_be_made_is_said_in_one_line(run: Run, tmp_path:
     assert ran.status == 2
     assert ran.error.startswith(f"uvm: error: init: {tmp_path / 'file'}: ")
     assert ran.error.count("\n") == 1
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_half(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")  # a write names no file
+
+    mine = tmp_path / LCOW.name
+    mine.write_text("mine")
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    ran = run("init", "--force", tmp_path)
+    assert ran.status == 2
+    assert ran.error == f"uvm: error: init: {mine}: No space left on device; it was not written\n"
+    assert [*tmp_path.iterdir()] == [mine]
+    assert mine.read_text() == "mine"

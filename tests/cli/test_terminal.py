@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TextIO, cast
 
 import pytest
 
 from tests.cli.support import LCOW, ROOT, Screen
 from uvm._drawing.blocks import Rule, Span, line, table
 from uvm._drawing.drawing import Drawing
+from uvm.cli.errors import OutputError
 from uvm.cli.terminal import Terminal
 
 TABLE = table(("one", "two"), [("1", Span("red", "red"))])
@@ -100,3 +105,29 @@ def test_a_reader_who_leaves_early_ends_nothing_of_a_command_in_colours() -> Non
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+@pytest.mark.parametrize("json", [(), ("--json",)], ids=["drawn", "json"])
+def test_what_cannot_be_written_is_said_once_at_the_end(json: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "uvm", "pod", *json, str(LCOW)]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False)
+    why = os.strerror(errno.ENOSPC)
+    said = f"uvm: error: the output cannot be written, and is lost in part: {why}\n"
+    assert (done.returncode, done.stderr.decode()) == (1, said)
+
+
+def test_a_write_that_fails_ends_no_command_before_its_end(tmp_path: Path) -> None:
+    with open(tmp_path / "output", "w", encoding="utf-8") as stream:
+
+        def refuse(_: str) -> int:
+            raise OSError(errno.ENOSPC, "full")
+
+        terminal = Terminal(
+            cast(TextIO, SimpleNamespace(write=refuse, flush=stream.flush, fileno=stream.fileno))
+        )
+        terminal.write("one")
+        terminal.write("two")
+        with pytest.raises(OutputError, match=r"the output cannot be written, .*: full"):
+            terminal.check()

@@ -120,6 +120,13 @@ def _size(text: str) -> int:
     return parse_size(text)
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:  # nor is nan
+        raise ValueError(f"{text!r} is no number of seconds above 0")
+    return seconds
+
+
 def _attachment(text: str) -> Attachment:
     from uvm.cli.attachments import Attachment
 
@@ -189,7 +196,7 @@ def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--env", metavar="NAME=VALUE", type=_variable, action="append", default=[], help="set a variable")
     add("--cwd", metavar="PATH", help="the directory that the command begins in (/)")
-    add("--timeout", metavar="SECONDS", type=float, help="end it all after this many seconds")
+    add("--timeout", metavar="SECONDS", type=_seconds, help="end it all after this many seconds")
     add(
         "--terminal",
         action=argparse.BooleanOptionalAction,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import anyio
 
 from uvm._vm.pods.pod import Pod
 from uvm.backend import JSON, Backend
-from uvm.cli.errors import UsageError, in_one_line, leaves
-from uvm.cli.passthrough import has_terminal, pass_through, raw_terminal
+from uvm.cli.errors import OutputError, UsageError, in_one_line, leaves
+from uvm.cli.passthrough import pass_through
 from uvm.cli.podfile import Container, PodFile
 from uvm.cli.run import FAILURE, NOT_STARTED, exit_status, say
 from uvm.errors import GuestError, UVMError
@@ -32,12 +30,10 @@ def join(pod: PodFile, backend: Backend, container_id: str | None, *, terminal: 
     wanted = pod.containers[0 if container_id is None else ids.index(container_id)]
     try:
         return exit_status(anyio.run(_join, pod, backend, wanted, terminal))
-    except ExceptionGroup as group:
-        error = next(leaves(group))
-        if not isinstance(error, UVMError):
+    except (ExceptionGroup, UVMError) as failure:
+        error = next(leaves(failure))
+        if not isinstance(error, UVMError | OutputError):
             raise
-    except UVMError as failure:
-        error = failure
     say(in_one_line(error))
     return FAILURE
 
@@ -56,5 +52,4 @@ async def _join(pod: PodFile, backend: Backend, wanted: Container, terminal: boo
             say(in_one_line(error))
             return NOT_STARTED
         assert init is not None, "the specification has a process"
-        with raw_terminal() if terminal and has_terminal() else nullcontext():
-            return await pass_through(init, terminal=terminal)
+        return await pass_through(init, terminal=terminal)

@@ -65,6 +65,8 @@ def _problem(case: dict[str, Any]) -> str:
     ops, steps = case["ops"], case.get("steps")
     if not isinstance(ops, list) or not isinstance(steps, list) or len(ops) != len(steps):
         return "ops and steps must be lists of the same length"
+    if not all(isinstance(step, dict) and isinstance(step.get("requests"), list | None) for step in steps):
+        return "each of steps must be an object, and its requests a list"
     return ""
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager
 from threading import Timer
 
 import anyio
@@ -20,7 +20,7 @@ from uvm._vm.vm import UtilityVM
 from uvm.backend import Backend
 from uvm.backends import open_backend
 from uvm.cli.errors import UsageError, in_one_line, leaves
-from uvm.cli.passthrough import has_terminal, pass_through, raw_terminal
+from uvm.cli.passthrough import has_terminal, pass_through
 from uvm.cli.terminal import Terminal
 from uvm.devices.scsi import Mount
 from uvm.errors import GuestError
@@ -79,7 +79,6 @@ async def _attach(vm: UtilityVM, given: Namespace) -> None:
 
 async def _execute(vm: UtilityVM, command: list[str], given: Namespace) -> int:
     terminal = has_terminal() if given.terminal is None else given.terminal
-    at_terminal = terminal and has_terminal()
     try:
         process = await vm.open_process(
             command,
@@ -92,8 +91,7 @@ async def _execute(vm: UtilityVM, command: list[str], given: Namespace) -> int:
         say(in_one_line(error))
         return NOT_STARTED
     async with process:
-        with raw_terminal() if at_terminal else nullcontext():
-            return await pass_through(process, terminal=terminal)
+        return await pass_through(process, terminal=terminal)
 
 
 def _term(terminal: bool) -> dict[str, str]:

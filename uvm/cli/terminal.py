@@ -18,6 +18,7 @@ from attrs import define
 
 from uvm._drawing.blocks import Line, Part, Rule, Span, Table, line
 from uvm._drawing.drawing import Drawing
+from uvm.cli.errors import OutputError
 
 if TYPE_CHECKING:
     from uvm.cli.console import TerminalConsole
@@ -29,7 +30,7 @@ _HANDLER: Final = "uvm.ascii"
 _FORCING: Final = ("FORCE_COLOR", "TTY_COMPATIBLE")
 
 #: The errors of a write to a pipe without a reader; the C library of Windows reports EINVAL.
-_READER_GONE: Final = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
+READER_GONE: Final = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
 
 
 @define
@@ -42,6 +43,7 @@ class Terminal:
     stream: TextIO
     console: TerminalConsole | None = None
     _broken: bool = False
+    _failure: OSError | None = None
 
     @classmethod
     def of(cls, stream: TextIO) -> Terminal:
@@ -67,18 +69,26 @@ class Terminal:
         self._put(partial(self.stream.write, f"{text}\n"))
 
     def _put(self, write: Callable[[], object]) -> None:
-        """Write, and once the reader has closed the pipe, do nothing."""
+        """Write, and once that failed, do nothing: the command still has to clean up."""
         if self._broken:
             return
         try:
             write()
             self.stream.flush()
         except OSError as error:
-            if error.errno not in _READER_GONE:
-                raise
-            # The command still has to clean up. Python would report the error again when it exits.
+            if error.errno not in READER_GONE:
+                self._failure = error
+            # Python would report the error again when it exits.
             self._broken = True
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def check(self) -> None:
+        """Raise what a write failed with, if not for a reader that has gone.
+
+        :raises OutputError: a write failed.
+        """
+        if self._failure is not None:
+            raise OutputError.of("output", self._failure)
 
 
 def _console_of(stream: TextIO) -> TerminalConsole | None:

@@ -23,9 +23,25 @@ def run(terminal: Terminal, given: Namespace) -> int:
         raise UsageError(f"init: {', '.join(there)} exists; nothing was written; --force overwrites")
     try:
         given.directory.mkdir(parents=True, exist_ok=True)
-        for path in written:
-            path.write_bytes((Path(__file__).parent / path.name).read_bytes())
     except OSError as error:
         raise UsageError(f"init: {error.filename}: {error.strerror}") from None
+    for path in written:
+        _write(path, (Path(__file__).parent / path.name).read_bytes())
     terminal.write(*(f"wrote {path}" for path in written), "", f"Run one, edit it: uvm pod {written[0]}")
     return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, all of it or nothing.
+
+    :raises UsageError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"init: {path}: {error.strerror}; it was not written") from None
