@@ -480,6 +480,16 @@ async def test_a_boot_file_that_goes_as_the_vm_is_created_is_said_to_be_missing(
         assert left(tmp_path) == []
 
 
+async def test_a_vm_whose_kernel_has_gone_is_not_saved_and_runs_on(tmp_path: Path, kernel: str) -> None:
+    async with running(tmp_path, kernel) as (system, _):
+        await system.pause()
+        os.unlink(kernel)
+        with pytest.raises(HostError, match=r"ERROR_FILE_NOT_FOUND.*vmlinux"):
+            await system.save({"SaveType": "ToFile", "SaveStateFilePath": str(tmp_path / "state")})
+        assert not (tmp_path / "state").exists()
+        await system.resume()
+
+
 async def test_emulation_is_refused_where_isolation_is_required(tmp_path: Path, kernel: str) -> None:
     backend = StandInBackend(StandInLauncher(), tmp_path / "run", require_isolation=True)
     async with backend:
