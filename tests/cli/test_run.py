@@ -65,9 +65,9 @@ def test_variables_are_set_beside_the_path() -> None:
         (("--disk", "C:\\missing.vhdx", "--", "true"), 125, "missing.vhdx"),
         (("--cpus", "0", "--", "true"), 125, "processors"),
         ((), 2, "uvm shell"),
-        (("--memory", "much", "--", "true"), 2, "--memory"),
-        (("--env", "NAME", "--", "true"), 2, "--env"),
-        (("--timeout", "nan", "--", "true"), 2, "--timeout"),
+        (("--memory", "much", "--", "true"), 2, "--memory: 'much' is not a size"),
+        (("--env", "NAME", "--", "true"), 2, "--env: 'NAME' is not NAME=VALUE"),
+        (("--timeout", "nan", "--", "true"), 2, "--timeout: 'nan' is no number of seconds above 0"),
         (("--timeout", "0", "--", "true"), 2, "--timeout"),
     ],
 )

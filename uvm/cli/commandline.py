@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from uvm import __version__
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from uvm.cli.attachments import Attachment
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+T = TypeVar("T")
 
 _BACKEND = "the backend (the one that runs real VMs on this machine)"
 
@@ -114,12 +117,26 @@ def _add_doctor(commands: Commands) -> None:
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
 
 
+def _said(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Return the type of an argument whose error says what `parse` says."""
+
+    def parse_argument(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse_argument
+
+
+@_said
 def _size(text: str) -> int:
     from uvm.cli.sizes import parse_size
 
     return parse_size(text)
 
 
+@_said
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not seconds > 0:  # nor is nan
@@ -127,12 +144,14 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+@_said
 def _attachment(text: str) -> Attachment:
     from uvm.cli.attachments import Attachment
 
     return Attachment.parse(text)
 
 
+@_said
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
@@ -171,7 +190,13 @@ def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
     add("--backend", metavar="NAME", help=_BACKEND)
-    add("--memory", metavar="SIZE", type=_size, default="512M", help="of the VM, for instance 2G (512M)")
+    add(
+        "--memory",
+        metavar="SIZE",
+        type=_size,
+        default="512M",
+        help="of the VM, for instance 2G (512M)",
+    )
     add("--cpus", metavar="COUNT", type=int, default=1, help="of the VM (1)")
     add(
         "--disk",
@@ -194,7 +219,14 @@ def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="add an adapter in this network of the host: with qemu 'restricted', 'open' or 'tap:NAME'",
     )
-    add("--env", metavar="NAME=VALUE", type=_variable, action="append", default=[], help="set a variable")
+    add(
+        "--env",
+        metavar="NAME=VALUE",
+        type=_variable,
+        action="append",
+        default=[],
+        help="set a variable",
+    )
     add("--cwd", metavar="PATH", help="the directory that the command begins in (/)")
     add("--timeout", metavar="SECONDS", type=_seconds, help="end it all after this many seconds")
     add(
