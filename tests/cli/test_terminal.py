@@ -112,10 +112,10 @@ def test_a_reader_who_leaves_early_ends_nothing_of_a_command_in_colours() -> Non
 def test_what_cannot_be_written_is_said_once_at_the_end(json: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "uvm", "pod", *json, str(LCOW)]
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     why = os.strerror(errno.ENOSPC)
     said = f"uvm: error: the output cannot be written, and is lost in part: {why}\n"
-    assert (done.returncode, done.stderr.decode()) == (1, said)
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_write_that_fails_ends_no_command_before_its_end(tmp_path: Path) -> None:
