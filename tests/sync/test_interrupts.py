@@ -20,6 +20,7 @@ import uvm
 import uvm._sync
 import uvm.sync
 from tests.sync.conftest import end_of_loops
+from uvm._sync.loop import Waiting
 from uvm.backends.fake import FakeProcess
 
 pytestmark = pytest.mark.usefixtures("loop")
@@ -90,6 +91,27 @@ def interrupt_main() -> None:
         _thread.interrupt_main()
     else:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+class DeafLock:
+    """A lock that is never free, and which no signal wakes: it came just as the wait began."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def acquire(self, *, timeout: float) -> bool:
+        self.waits.append(timeout)
+        if len(self.waits) == 2:
+            raise KeyboardInterrupt
+        return False
+
+
+def test_a_wait_of_the_main_thread_looks_for_an_interrupt_that_did_not_wake_it() -> None:
+    waiting, lock = Waiting(), DeafLock()
+    waiting._lock = lock  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        waiting.wait()
+    assert max(lock.waits) < 1
 
 
 @pytest.fixture

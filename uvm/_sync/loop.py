@@ -49,8 +49,8 @@ _log = Log("uvm")
 
 #: How long an interrupted call may take to end.
 INTERRUPT_SECONDS: Final = 30.0
-#: How often a wait looks for ctrl-C on Windows, where a lock ignores it.
-_POLL_SECONDS: Final = 0.05
+#: How often a wait looks for ctrl-C, which locks of Windows ignore, and others as the wait begins.
+_POLL_SECONDS: Final = 0.05 if sys.platform == "win32" else 0.5
 
 _lock: Final = threading.Lock()
 _deadline: ContextVar[float] = ContextVar("uvm_sync_deadline", default=math.inf)
@@ -103,8 +103,8 @@ class Waiting:
     def wait(self, seconds: float = math.inf) -> bool:
         """Wait for the report; return False if it does not come in time."""
         end = time.monotonic() + seconds
-        polls = sys.platform == "win32" and threading.current_thread() is threading.main_thread()
-        longest = _POLL_SECONDS if polls else threading.TIMEOUT_MAX
+        is_main = threading.current_thread() is threading.main_thread()
+        longest = _POLL_SECONDS if is_main else threading.TIMEOUT_MAX
         while not self._reported:
             if (left := end - time.monotonic()) <= 0:
                 return False
