@@ -43,7 +43,8 @@ def be_patient(put: Callable[[object, str, object], object] = setattr) -> None:
 
     put(vm, "_DEFAULT_TIMEOUTS", PATIENT)
     put(backend, "_END_SECONDS", PATIENCE_SECONDS)
-    put(lifetime, "CRASH_SECONDS", PATIENCE_SECONDS)
+    # A guest that is not up yet does not panic, and is waited for so long.
+    put(lifetime, "CRASH_SECONDS", max(lifetime.CRASH_SECONDS, 4 * BOOT_SECONDS))
     put(lifetime, "QUIT_SECONDS", PATIENCE_SECONDS)
     put(runtime, "_KILL_SECONDS", PATIENCE_SECONDS)
     put(system, "CLOSE_SECONDS", PATIENCE_SECONDS)

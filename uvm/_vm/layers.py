@@ -94,6 +94,8 @@ async def add_layer(vm: Devices, layer: LCOWLayer, grant_access: Grant) -> VPMem
 class RootFileSystem(ReleasedByTask):
     """A root file system in the guest, with its parts. It ends with :meth:`release`, or with the VM.
 
+    Released are the combined root, then scratch and layers; then the container's state is deleted, if kept.
+
     :ivar root: its path in the guest.
     :ivar scratch_path: the directory in the guest for what is written.
     :ivar layers: the leases of its layers, top-most first.
@@ -141,18 +143,6 @@ class RootFileSystem(ReleasedByTask):
     @property
     def _parts(self) -> list[Lease]:
         return [self._combined, self.scratch, *self.layers]
-
-    async def release(self) -> None:
-        """Release the combined root, then scratch and layers; then delete the container's state, if kept.
-
-        A task of the VM does it: cancelling this stops only the waiting, and a further release waits for the
-        same outcome. If a part is refused, the rest is done as far as it can be, the errors are raised, and a
-        further release goes on with what is left.
-
-        :raises AlreadyReleasedError: a release of it has succeeded before.
-        :raises UnknownOutcomeError: whether a part is off the host is unknown; its slot stays withheld.
-        """
-        await super().release()
 
     async def gone(self) -> None:
         """Wait until its root, scratch disk and layers are off the host; see :meth:`uvm.Lease.gone`."""

@@ -165,6 +165,9 @@ def _first_of(errors: Sequence[Exception]) -> Exception:
 class ContainerResources(ReleasedByTask):
     """What is attached for one container, as one lease. It ends with :meth:`release`, or with the VM.
 
+    Released are mounts and devices, the last first, and then the root file system. The container has to have
+    ended.
+
     :ivar container_id: the id of the container.
     :ivar root: its root file system; None until it is mounted.
     """
@@ -248,18 +251,6 @@ class ContainerResources(ReleasedByTask):
         states = {part.state for part in self._parts}
         precedence = (LeaseState.REFUSED, LeaseState.HELD, LeaseState.UNKNOWN, LeaseState.RELEASED)
         return next((state for state in precedence if state in states), LeaseState.GONE)
-
-    async def release(self) -> None:
-        """Release mounts and devices, the last first, and then the root file system.
-
-        A task of the VM does it: cancelling this stops only the waiting, and a further release waits for the
-        same outcome. If a part is refused, the rest is done as far as it can be, the errors are raised, and a
-        further release goes on with what is left. The container has to have ended.
-
-        :raises AlreadyReleasedError: a release of it has succeeded before.
-        :raises UnknownOutcomeError: whether a part is off the host is unknown; its slot stays withheld.
-        """
-        await super().release()
 
     async def _take_apart(self) -> None:
         if errors := await self._release_parts():
