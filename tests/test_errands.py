@@ -289,6 +289,8 @@ async def _example(choose: Choose) -> None:
             await quiet()
             world.check()
         finally:
+            # Where hypothesis has the example end, callers may come yet, to a group that has ended.
+            world.gone = True
             log.removeHandler(world)
 
 

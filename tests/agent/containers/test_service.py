@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.agent.containers.rig import FOREVER, JSON, Rig, reaping
+from tests.descriptors import descriptors
 from uvm._wire.frames import Procedure
 from uvm.hresult import HResult
 
@@ -22,10 +23,6 @@ NOT_FOUND = (HResult.ERROR_NOT_FOUND, "HRESULT: 0x80070490")
 def rig(tmp_path: Path) -> Iterator[Rig]:
     with reaping(tmp_path) as rig:
         yield rig
-
-
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
 
 
 # Its first process.

@@ -18,6 +18,7 @@ from attrs import define, field
 from tests.backends.qemu.standin import StandIn, StandInBackend, StandInLauncher
 from tests.backends.qemu.test_adoption import asked, launcher, process
 from tests.backends.qemu.test_vm import document, entered, kernel, left, running
+from tests.descriptors import descriptors
 from uvm.backend import JSON
 from uvm.backends.qemu import backend as backends
 from uvm.backends.qemu import saving, vm
@@ -81,10 +82,6 @@ async def leave(held: Held, how: str, work: Callable[[], Coroutine[Any, Any, obj
     assert task.cancelled()
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def states(directory: Path) -> list[str]:
     """The files of saved states, finished or not."""
     return [name for name in os.listdir(directory) if name.startswith("state")]
@@ -106,7 +103,7 @@ async def test_a_creation_that_is_cancelled_leaves_no_directory_no_user_and_no_c
             await leave(held, how, lambda: backend.create("vm1", document(kernel, Devices=console)))
         assert left(tmp_path) == []
         assert not (tmp_path / "console").exists()
-        assert descriptors() == before
+        assert descriptors() <= before
         # Its id and its console are free.
         system = await backend.create("vm1", document(kernel, Devices=console))
         await system.terminate()
@@ -189,7 +186,8 @@ async def test_an_opening_that_is_cancelled_leaves_the_vm_to_the_next(
         with monkeypatch.context() as patch:
             patch.setattr(RuntimeDirectory, "adopt", held.around(RuntimeDirectory.adopt))
             await leave(held, how, lambda: backend.open("vm1"))
-        assert (backend._vms, descriptors()) == ({}, before)
+        assert backend._vms == {}
+        assert descriptors() <= before
         system = await backend.open("vm1")
         assert (await system.properties("Memory"))["State"] == "Running"
         await system.terminate()
@@ -210,7 +208,7 @@ async def test_a_save_that_is_cancelled_leaves_no_file_and_nothing_open(
         monkeypatch.setattr(saving, "_begin_file", held.around(saving._begin_file))
         before = descriptors()
         await leave(held, how, lambda: system.save({"SaveType": kind, "SaveStateFilePath": str(path)}))
-        assert descriptors() == before
+        assert descriptors() <= before
         assert states(tmp_path) == []
         assert (await system.properties())["State"] == "Paused"
 
@@ -235,7 +233,7 @@ async def test_a_creation_that_is_cancelled_closes_the_state_that_it_starts_from
     async with entered(tmp_path) as backend:
         before = descriptors()
         await leave(held, how, lambda: backend.create("vm1", asked))
-        assert descriptors() == before
+        assert descriptors() <= before
         assert left(tmp_path) == []
 
 
@@ -245,5 +243,5 @@ async def test_a_qemu_whose_starter_is_cancelled_is_killed(how: str) -> None:
     before = descriptors()
     await leave(held, how, lambda: starter.start(["sleep", "3600"], (), note=held.around(pids.append)))
     assert ProcessName.of(pids[0]) is None
-    assert descriptors() == before
+    assert descriptors() <= before
     starter.close()
