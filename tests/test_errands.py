@@ -1,8 +1,8 @@
 """What a task does for callers who may leave at once: errands, and releases that are tried again.
 
-One test has hypothesis choose what happens to a release, on a loop of its own: callers come, leave and are
-cancelled, the attempt in flight succeeds or fails, the task group ends; all of that in any order, in turns of
-the loop of its own or in one.
+One test has hypothesis choose what happens to a release, on a loop of its own: callers come, are cancelled,
+or leave once it has failed, the attempt in flight succeeds or fails, the task group ends; all of that in any
+order, in turns of the loop of its own or in one.
 """
 
 from __future__ import annotations
@@ -153,11 +153,13 @@ class Caller:
 
     :ivar attempt: the number of the attempt that it waits for; 0 if the tasks have ended.
     :ivar learnt: what it has raised; None if it has returned.
+    :ivar stays: it may begin it anew after a failure; it does not leave then.
     """
 
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
     attempt: int = 0
     learnt: list[Exception | None] = field(factory=list)
+    stays: bool = True
 
 
 @define(eq=False, repr=False)
@@ -172,7 +174,8 @@ class World(logging.Handler):
     attempts: list[Attempt] = field(factory=list)
     callers: list[Caller] = field(factory=list)
     logged: list[str] = field(factory=list)
-    left: int = 0
+    #: The numbers of the attempts after whose failure it was left.
+    left: list[int] = field(factory=list)
     gone: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -203,7 +206,7 @@ class World(logging.Handler):
             attempt.ended = True
 
     def _leave(self) -> None:
-        self.left += 1
+        self.left.append(len(self.attempts))
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Own the tasks, until they are to end."""
@@ -224,7 +227,7 @@ class World(logging.Handler):
         self.choose(actions, "action")()
 
     def _come(self) -> None:
-        self.callers.append(Caller())
+        self.callers.append(Caller(stays=self.choose([True, False], "stays")))
         self.callers_group.start_soon(self._wait, self.callers[-1])
 
     async def _wait(self, caller: Caller) -> None:
@@ -236,6 +239,8 @@ class World(logging.Handler):
                 await self.subject.wait()
             except UVMError as error:
                 caller.learnt.append(error)
+                if not caller.stays:
+                    self.subject.left()
             else:
                 caller.learnt.append(None)
 
@@ -261,7 +266,13 @@ class World(logging.Handler):
         assert len({*map(id, errors)}) == len(errors), "two callers were given the same exception"
         alone = [each for each in failed if all(error.__cause__ is not each for error in errors)]
         assert self.logged == [f"vm1: for a caller who was cancelled: {each}" for each in alone]
-        assert self.left == len(alone)
+        staying = [error for each in self.callers if each.stays for error in each.learnt if error is not None]
+        for number, attempt in enumerate(self.attempts, 1):
+            kept = any(error.__cause__ is attempt.failure for error in staying)
+            last = number == self.begun
+            # What comes of one that was begun anew decides.
+            allowed = {0} if attempt.failure is None or kept else {1} if last else {0, 1}
+            assert self.left.count(number) in allowed
         for caller in self.callers:
             assert caller.learnt or caller.scope.cancelled_caught
             for error in caller.learnt:

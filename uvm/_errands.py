@@ -5,7 +5,8 @@ Theory of operation
 
 What changes a VM or its guest has to come to its end though a caller is cancelled, so that a task of the VM
 does it, and the callers only wait. An :class:`Errand` is one such call. Its outcome is learnt by the callers
-that stay; once they have all left, its result is abandoned, or its error logged, once.
+that stay; once they have all left, its result is abandoned, or its error logged, once. One that has learnt of
+a failure may leave as well: the others have what it left, as long as they wait, or have learnt of it too.
 
 A :class:`Release` is made of errands, one after the other, until one succeeds::
 
@@ -13,8 +14,9 @@ A :class:`Release` is made of errands, one after the other, until one succeeds::
                       ^      |
                 begin |      | it fails
                       |      v
-                       FAILED     each caller raises an error of its own; where there is none, it is logged
-                                  and `leave` is called: no caller is expected to release what is left of it
+                       FAILED     each caller raises an error of its own; where there is none, it is logged;
+                                  once all have left, `leave` is called: no caller is expected to release
+                                  what is left of it
 
 That the VM has exited is no failure, and ends it: with the VM went all that there was to release.
 """
@@ -47,7 +49,7 @@ class Errand(Generic[T]):
     :ivar name: the VM that it is for.
     :ivar operation: what is done.
     :ivar give_up: called with the result if all callers have left.
-    :ivar leave: called if it failed, and all callers have left.
+    :ivar leave: called if it failed, and all callers have left, before they learnt of it or after.
     :ivar outcome: returns how it ended by what it raised, for those that observe it.
     :ivar error: what it failed with.
     """
@@ -61,8 +63,10 @@ class Errand(Generic[T]):
     error: Exception | None = field(default=None, init=False)
     _ended: Flag = field(factory=Flag, init=False)
     _result: list[T] = field(factory=list, init=False)
+    #: Those that wait for the outcome, or have learnt it and have not left.
     _callers: int = field(default=0, init=False)
-    #: A caller has learnt the outcome, or it was abandoned.
+    #: A caller has learnt the outcome.
+    _learnt: bool = field(default=False, init=False)
     _settled: bool = field(default=False, init=False)
 
     @property
@@ -88,10 +92,15 @@ class Errand(Generic[T]):
         self._callers += 1
         try:
             await self._ended.wait()
-            self._settled = True
-        finally:
-            self._callers -= 1
-            self._settle()
+        except BaseException:
+            self.left()
+            raise
+        self._learnt = True
+
+    def left(self) -> None:
+        """Note that one of its callers has left."""
+        self._callers -= 1
+        self._settle()
 
     async def make(self) -> None:
         """Make the call: the task."""
@@ -109,16 +118,19 @@ class Errand(Generic[T]):
         self._settle()
 
     def _settle(self) -> None:
-        """Abandon the result, or log the error, if all callers have left, maybe just as it came."""
+        """Abandon the result, or have what failed left, if all callers have left, maybe just as it came."""
         if self._settled or self._callers or not self.ended:
             return
         self._settled = True
-        for result in self._result:
-            self.give_up(result)
-        if self.error is not None and not isinstance(self.error, VMExitedError):
+        if not self._learnt:
+            for result in self._result:
+                self.give_up(result)
+        if self.error is None or isinstance(self.error, VMExitedError):
+            return
+        if not self._learnt:
             text = "; ".join((str(self.error), *getattr(self.error, "__notes__", ())))
             _log.warning(self.name, "for a caller who was cancelled: %s", text, operation=self.operation)
-            self.leave()
+        self.leave()
 
 
 @define(eq=False, repr=False)
@@ -163,8 +175,14 @@ class Release:
         """
         if self._attempt is not None and self._attempt.error is None:
             return False
+
+        def leave() -> None:
+            # Of one that was begun anew, what comes of that decides.
+            if self._attempt is attempt:
+                self._leave()
+
         attempt: Errand[None] = Errand(
-            self.name, self.operation, self._carry_out, leave=self._leave, outcome=_outcome
+            self.name, self.operation, self._carry_out, leave=leave, outcome=_outcome
         )
         begun = self._start_soon(attempt.make)
         if not begun:
@@ -180,6 +198,11 @@ class Release:
         await attempt.wait()
         if attempt.error is not None:
             raise own(attempt.error)
+
+    def left(self) -> None:
+        """Note that a caller that has learnt of its failure has left, and will not begin it anew."""
+        if self._attempt is not None and self._attempt.error is not None:
+            self._attempt.left()
 
     async def _carry_out(self) -> None:
         try:

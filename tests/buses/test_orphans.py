@@ -27,6 +27,7 @@ from tests.vm.support import (
     OTHER_SHARED,
     PIPE,
     PLAN9,
+    SCRATCH,
     SHARED,
     Attempt,
     Running,
@@ -45,6 +46,7 @@ from uvm.errors import (
     RefusedError,
     UndoFailedError,
     UnknownOutcomeError,
+    UVMError,
 )
 from uvm.hresult import HResult
 
@@ -542,4 +544,78 @@ async def test_what_meets_an_orphan_whose_removal_is_lost_says_so_and_the_slot_i
             await run.vm.scsi.attach(DISK)
         assert isinstance(caught.value.__cause__, UnknownOutcomeError)
         assert (len(run.vm.orphans), len(run.vm.quarantined)) == (0, 1)
+        check_at_rest(run)
+
+
+# One release, two callers.
+
+
+async def _root(run: Running) -> uvm.RootFileSystem:
+    return await run.vm.mount_layers("c", [LAYER], SCRATCH)
+
+
+async def _resources(run: Running) -> uvm.ContainerResources:
+    disk = {"destination": "/d", "type": "virtual-disk", "source": OTHER_DISK, "options": ["ro"]}
+    spec = {"process": {"args": ["true"], "cwd": "/"}, "linux": {}, "mounts": [disk]}
+    return await run.pod.attach_resources(spec, [LAYER], SCRATCH, id="c")
+
+
+async def _namespace(run: Running) -> uvm.NamespaceLease:
+    namespace = await run.vm.network.add_namespace(NAMESPACE)
+    await namespace.add_endpoint(ENDPOINT)
+    return namespace
+
+
+SHARED_ENDS: dict[str, tuple[str, Callable[[Running], Awaitable[Any]]]] = {
+    "disk": (DISKS, lambda run: run.vm.scsi.attach(DISK)),
+    "mounted disk": (DISKS, mounted_at),
+    "namespace": (ADAPTERS, _namespace),
+    "root file system": (DISKS, _root),
+    "container's resources": (DISKS, _resources),
+}
+
+
+@pytest.mark.parametrize("kind", SHARED_ENDS)
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("how", ["cancelled at once", "cancelled later", "refused"])
+@pytest.mark.parametrize("stays", [True, False])
+async def test_what_a_context_was_left_of_is_no_orphan_while_another_caller_has_it(
+    kind: str, first: bool, how: str, stays: bool
+) -> None:
+    """Two callers release it at once, and that is refused: one leaves its context, the other stays or not."""
+    resource, attach = SHARED_ENDS[kind]
+    async with running(lcow()) as run:
+        lease = await attach(run)
+        scope = anyio.CancelScope()
+
+        async def leave() -> None:
+            with scope:
+                async with lease:
+                    if how == "cancelled at once":
+                        scope.cancel()
+                        await anyio.lowlevel.checkpoint()
+
+        async def other() -> None:
+            if stays:
+                await lease.release()
+                return
+            async with lease:
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            with run.hold(resource=resource, request_type="Remove") as gate:
+                begun = [leave, other] if first else [other, leave]
+                attempts = {call: Attempt.begin(tasks, call) for call in begun}
+                await quiet()
+                [parked] = gate.pending
+                if how == "cancelled later":
+                    scope.cancel()
+                    await quiet()
+                parked.refuse()
+        assert isinstance(attempts[other].error, UVMError | ExceptionGroup)
+        assert isinstance(attempts[leave].error, UVMError | ExceptionGroup) is (how == "refused")
+        assert bool(run.vm.orphans) is not stays
+        check_at_rest(run)
+        await lease.release()
+        assert run.vm.orphans == ()
         check_at_rest(run)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import uvm
+from uvm._guest.unpack import Unpacking
 from uvm.backends.fake import FakeProcess
 
 pytestmark = pytest.mark.anyio
@@ -230,3 +234,34 @@ async def test_a_copy_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
         await vm.settled()
         assert names_in(tmp_path) == ["in"]
         assert backend.vms[vm.id].service.processes == {}
+
+
+@pytest.mark.parametrize("call", ["begin", "feed", "finish"])
+@pytest.mark.parametrize("source", ["/etc", "/etc/hostname"])
+async def test_who_is_cancelled_by_asyncio_while_a_thread_unpacks_leaves_nothing(
+    call: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("a matter of asyncio alone")
+    unpack, made, proceed = getattr(Unpacking, call), threading.Event(), threading.Event()
+
+    def held_up(unpacking: Unpacking, *args: bytes) -> None:
+        unpack(unpacking, *args)
+        made.set()
+        proceed.wait()
+
+    monkeypatch.setattr(Unpacking, call, held_up)
+    async with uvm.start_vm(uvm.LCOWOptions(), backend=uvm.FakeBackend()) as vm:
+        await vm.files.write("/etc/hostname", b"a guest")
+        copy = asyncio.create_task(vm.files.copy_out(source, tmp_path / "out"))
+        await anyio.to_thread.run_sync(made.wait)
+        try:
+            for _ in range(3):
+                copy.cancel()
+                await asyncio.wait([copy], timeout=0)
+                assert not copy.done(), "a thread is still at it"
+        finally:
+            proceed.set()
+        with pytest.raises(asyncio.CancelledError):
+            await copy
+        assert names_in(tmp_path) == []

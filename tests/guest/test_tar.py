@@ -107,6 +107,7 @@ def test_an_archive_that_is_not_to_be_unpacked_is_refused_and_leaves_nothing(
 
 
 def unpack(unpacking: Unpacking, data: bytes, piece: int = 1000) -> None:
+    unpacking.begin()
     for at in range(0, len(data), piece):
         unpacking.feed(data[at : at + piece])
     unpacking.finish()
@@ -140,6 +141,7 @@ def test_nothing_is_written_through_a_link_that_another_has_put_there(tmp_path: 
     outside = tmp_path / "outside"
     outside.mkdir()
     unpacking = Unpacking(str(tmp_path / "target"), only=None, max_bytes=10_000, max_entries=50)
+    unpacking.begin()
     unpacking.feed(member("d/", tarfile.DIRTYPE))
     [root] = [path for path in tmp_path.iterdir() if path.name.startswith(".target")]
     (root / "d").rmdir()

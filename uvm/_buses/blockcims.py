@@ -10,22 +10,15 @@ from functools import partial
 
 from attrs import define, frozen
 
-from uvm._async import errors_of, opens
+from uvm._async import opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.holds import Hold
-from uvm._buses.lease import (
-    Lease,
-    LeaseState,
-    all_gone,
-    leases_of,
-    released_on_failure,
-    state_of_all,
-)
+from uvm._buses.holds import Hold, released_by_one
+from uvm._buses.lease import Lease, leases_of, released_on_failure
 from uvm._buses.scsi import ScsiBus, ScsiLease
 from uvm._checks import checked, instance, text
 from uvm._repr import brief_call
 from uvm.devices.blockcims import BlockCIMLayer, BlockCIMs, MountedCIMs, volume_path
-from uvm.errors import AlreadyReleasedError, together
+from uvm.errors import AlreadyReleasedError
 
 
 @define(eq=False, repr=False)
@@ -45,16 +38,6 @@ class BlockCIMLease(Lease):
     def _all_holds(self) -> tuple[Hold[object], ...]:
         return (self._hold, *self._disks)
 
-    @property
-    def state(self) -> LeaseState:
-        """The state of the lease now, its disks included."""
-        return state_of_all(self._all_holds)
-
-    @property
-    def released(self) -> bool:
-        """Whether its release is complete, or the VM has exited."""
-        return all(hold.released for hold in self._all_holds)
-
     async def release(self) -> None:
         """Unmount the volume, unless others have it, and then release its disks.
 
@@ -72,20 +55,16 @@ class BlockCIMLease(Lease):
             for hold in self._disks:
                 hold.drop()
         else:
-            await self._hold.release()
+            self._hold.drop()
+            await released_by_one([self._hold])
             # The end of the volume has released them for no caller.
             self._reclaim()
-        errors = await errors_of([hold.report for hold in self._disks if not hold.reported])
-        if errors:
-            raise together(f"releasing the disks of {self.guest_path}", errors)
+        held = (hold for hold in self._disks if not hold.reported)
+        await released_by_one(held, f"releasing the disks of {self.guest_path}")
 
     def _reclaim(self) -> None:
         for hold in self._all_holds:
             hold.reclaim()
-
-    async def gone(self) -> None:
-        """Wait until the volume is unmounted, and its disks are off the host; see :meth:`uvm.Lease.gone`."""
-        await all_gone(self._all_holds)
 
     def give_up(self) -> None:
         """Release the lease without waiting, unless it was released; what is refused is an orphan."""
@@ -94,10 +73,6 @@ class BlockCIMLease(Lease):
             return
         for hold in self._disks:
             hold.abandon()
-
-    def _leave(self) -> None:
-        for hold in self._all_holds:
-            hold.leave()
 
 
 @frozen

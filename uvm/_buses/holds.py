@@ -10,11 +10,16 @@ A hold whose release was refused and whose caller has gone is an orphan, listed 
 
 A hold waits, and is woken by :meth:`Hold.settle`; it runs no task. What it begins, the driver carries out, so
 its caller may be cancelled at any await.
+
+Any number of callers may release a hold. A :class:`Turn` is one release of it, and has its outcome for those
+that wait for it, though the next one may begin before they go on. A caller that is cancelled has left it; one
+that has learnt that it was refused has it still, unless it is noted that it has left. With the last one that
+leaves, the hold has no caller. Who removes a device by its name is none of them: it has no lease.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Iterable
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import count
@@ -27,7 +32,7 @@ from uvm._buses.access import Need
 from uvm._buses.link import Link
 from uvm.devices.base import Entry, Ticket
 from uvm.devices.ledger import Ledger
-from uvm.errors import NotSupportedError, UndoFailedError, UVMError, is_refusal, own
+from uvm.errors import NotSupportedError, UndoFailedError, UVMError, is_refusal, own, together
 
 S_co = TypeVar("S_co", covariant=True)
 
@@ -115,6 +120,21 @@ class Stay:
             raise own(self.error)
 
 
+class Turn(Flag):
+    """One grant or one release of a hold; set once it has come or failed.
+
+    :ivar error: what it failed with.
+    :ivar callers: of a release, how many wait for it, or have learnt that it failed and have not left.
+    """
+
+    __slots__ = ("callers", "error")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers = 0
+        self.error: BaseException | None = None
+
+
 @define(eq=False, repr=False)
 class Hold(Generic[S_co]):
     """One caller's interest in a device, and the ticket that it is at. Await it to have it granted.
@@ -150,8 +170,8 @@ class Hold(Generic[S_co]):
     abandoned: bool = field(default=False, init=False)
     #: A caller has seen it released.
     reported: bool = field(default=False, init=False)
-    _waker: Flag | None = field(default=None, init=False)
-    _waiting: int = field(default=0, init=False)
+    #: Its grant, or its last release, once that is waited for.
+    _turn: Turn | None = field(default=None, init=False)
 
     @property
     def link(self) -> Link:
@@ -188,14 +208,18 @@ class Hold(Generic[S_co]):
     async def _wait_granted(self) -> Self:
         """Wait until it is granted. Cancelled or failed, nothing is left behind."""
         try:
-            await self._wait_settled()
+            error = await self._wait_settled()
         except BaseException:
             self._forsake()
             raise
-        if self.error is not None:
+        return self._taken(error)
+
+    def _taken(self, error: BaseException | None) -> Self:
+        """Have it held by the caller that waited for it, or raise what that failed with."""
+        if error is not None:
             self.leave()
-            raise own(self.error)
-        self.state = _HELD
+            raise own(error)
+        self.state, self._turn = _HELD, None
         return self
 
     def _forsake(self) -> None:
@@ -209,14 +233,15 @@ class Hold(Generic[S_co]):
 
         :raises UndoFailedError: what was to follow was refused, and so was the release of this.
         """
+        granted = self.upper if self.state is _GRANTED else None
         try:
-            await self._wait_settled()
+            error = await (granted or self)._wait_settled()
         except BaseException:
             (self.upper or self)._forsake()
             raise
         if self.upper is not None:
-            return await self.upper
-        await self
+            return self.upper._taken(error)
+        self._taken(error)
         assert self.refusal is not None
         await self.undo(self.refusal)
         raise self.refusal
@@ -226,23 +251,25 @@ class Hold(Generic[S_co]):
         if self.then is None:
             self.settle(_GRANTED)
             return
-        waker, self._waker = self._waker, None
+        turn, self._turn = self._turn, None
         self.state = _GRANTED
         try:
             self.upper = self.then(self)
         except Exception as error:
             self.refusal = error
         if self.upper is not None and self.upper.state is _WAITING:
-            self.upper._waker = waker
-        elif waker is not None:
-            waker.set()
+            self.upper._turn = turn
+        elif turn is not None:
+            turn.error = None if self.upper is None else self.upper.error
+            turn.set()
 
     def settle(self, state: HoldState) -> None:
         """End the wait for a grant or a release."""
         self.state = state
         self._list()
-        if self._waker is not None:
-            self._waker.set()
+        if self._turn is not None:
+            self._turn.error = self.error
+            self._turn.set()
         # What may still be used stays.
         if state is _ENDED and (self.error is None or is_refusal(self.error)):
             for hold in self.below:
@@ -262,11 +289,21 @@ class Hold(Generic[S_co]):
         """Return all that others may want to attach, and that it occupies."""
         return self.driver.claims_of(self.ticket, if_unwanted=True)
 
-    async def _wait_settled(self) -> None:
-        """Wait for :meth:`settle`."""
-        if self.state is _WAITING or self.state is _RELEASING:
-            self._waker = self._waker or Flag()
-            await self._waker.wait()
+    def _joined(self) -> Turn:
+        """Return what :meth:`settle` ends, or has ended."""
+        if self._turn is None:
+            self._turn = Turn()
+            if self.state is not _WAITING and self.state is not _RELEASING:
+                self._turn.error = self.error
+                self._turn.set()
+        return self._turn
+
+    async def _wait_settled(self) -> BaseException | None:
+        """Wait for :meth:`settle`; return what failed."""
+        turn = self._joined()
+        if not turn.is_set():
+            await turn.wait()
+        return turn.error
 
     def drop(self, *, abandoned: bool = False) -> None:
         """Release it, unless that is under way. It takes effect at once; the VM's tasks do what follows.
@@ -280,7 +317,7 @@ class Hold(Generic[S_co]):
         if self.link.saved:
             self.settle(_ENDED)
         elif self.state is not _RELEASING and self.state is not _ENDED:
-            self._waker = self.error = None
+            self._turn = self.error = None
             self.state = _RELEASING
             self.driver.drop(self)
         self._list()
@@ -303,20 +340,11 @@ class Hold(Generic[S_co]):
 
     async def wait_released(self) -> None:
         """Wait until what :meth:`drop` began is complete; cancelling stops only the waiting."""
-        self._waiting += 1
-        try:
-            await self._wait_settled()
-        except BaseException:
-            if self._waiting == 1:
-                self.leave()
-            raise
-        finally:
-            self._waiting -= 1
-        if self.error is not None:
-            raise own(self.error)
+        if (error := await self._wait_settled()) is not None:
+            raise own(error)
 
     async def release(self) -> None:
-        """Release it, unless that is under way, and wait for the outcome."""
+        """Release it for the caller that has it, unless that is under way, and wait for the outcome."""
         self.drop(abandoned=self.abandoned)
         await self.report()
 
@@ -324,6 +352,17 @@ class Hold(Generic[S_co]):
         """Wait for the outcome of what :meth:`drop` began, and note that a caller has seen it."""
         await self.wait_released()
         self.reported = True
+
+    def left(self) -> None:
+        """Note that a caller that has learnt that its release failed has left."""
+        if self._turn is not None and self._turn.error is not None:
+            self._left_by_one(self._turn)
+
+    def _left_by_one(self, turn: Turn) -> None:
+        turn.callers -= 1
+        # Of one that was begun anew, what comes of that decides.
+        if turn.callers <= 0 and turn is self._turn:
+            self.leave()
 
     async def undo(self, error: Exception) -> None:
         """Release it because of an error, and wait until it is released.
@@ -368,3 +407,28 @@ class Hold(Generic[S_co]):
         self.link.check_here()
         for stay, member in self._parts():
             await stay.wait(member)
+
+
+async def released_by_one(holds: Iterable[Hold[Any]], what: str = "") -> None:
+    """Wait, as one of their callers, until what :meth:`Hold.drop` began of several holds is complete.
+
+    Cancelling it stops only the waiting; the caller has left all of them then.
+
+    :param what: what is done, for the error if several fail.
+    """
+    turns = [(hold, hold._joined()) for hold in holds]
+    for _, turn in turns:
+        turn.callers += 1
+    try:
+        for _, turn in turns:
+            if not turn.is_set():
+                await turn.wait()
+    except BaseException:
+        for hold, turn in turns:
+            hold._left_by_one(turn)
+        raise
+    for hold, turn in turns:
+        hold.reported = hold.reported or turn.error is None
+    errors: list[Any] = [own(turn.error) for _, turn in turns if turn.error is not None]
+    if errors:
+        raise together(what, errors)

@@ -12,7 +12,7 @@ import anyio
 from attrs import define, field, frozen
 
 from uvm._async import cancelled_too
-from uvm._buses.holds import Hold, HoldState
+from uvm._buses.holds import Hold, HoldState, released_by_one
 from uvm._buses.link import Link
 from uvm._errands import Release
 from uvm._home import Bound
@@ -59,13 +59,17 @@ class Releasable(Bound):
     def _leave(self) -> None:
         """Note that no caller is expected to release it again: what stays of it is an orphan."""
 
+    def _left(self) -> None:
+        """Note that one of the callers that have learnt that its release failed has left."""
+
     async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
         with cancelled_too(exc):
             try:
                 if not self.released:
                     await self.release()
-            except BaseException:
-                self._leave()
+            except Exception:
+                # Other callers may have it still. One that is cancelled is noted by what it waits for.
+                self._left()
                 raise
 
 
@@ -123,12 +127,12 @@ class Lease(Releasable):
     @property
     def state(self) -> LeaseState:
         """The state of the lease now."""
-        return state_of(self._hold)
+        return state_of_all(self._all_holds)
 
     @property
     def released(self) -> bool:
         """Whether the release of this lease is complete, or the VM has exited."""
-        return self._hold.released
+        return all(hold.released for hold in self._all_holds)
 
     async def release(self) -> None:
         """Release the lease, and wait until the device is detached if this was its last one.
@@ -145,8 +149,8 @@ class Lease(Releasable):
             return
         if self._hold.reported:
             raise AlreadyReleasedError(f"{self!r} was released before")
-        self._hold.reclaim()
-        await self._hold.release()
+        self._hold.drop()
+        await released_by_one([self._hold])
 
     async def gone(self) -> None:
         """Wait until the device is off the host, removed after its last lease.
@@ -158,7 +162,7 @@ class Lease(Releasable):
         :raises UnknownOutcomeError: whether it is off the host is unknown; its slot stays withheld.
         :raises NotSupportedError: it stays attached without leases, as a direct-mapped VSMB share does.
         """
-        await all_gone([self._hold])
+        await all_gone(self._all_holds)
 
     def give_up(self) -> None:
         """Release the lease without waiting, unless it was released; if that is refused, it is an orphan."""
@@ -166,7 +170,12 @@ class Lease(Releasable):
             self._hold.abandon()
 
     def _leave(self) -> None:
-        self._hold.leave()
+        for hold in self._all_holds:
+            hold.leave()
+
+    def _left(self) -> None:
+        for hold in self._all_holds:
+            hold.left()
 
 
 @define(eq=False, repr=False)
@@ -226,6 +235,9 @@ class ReleasedByTask(Releasable):
             raise AlreadyReleasedError(f"{self!r} was released before")
         await self._releasing.wait()
         self._reported = True
+
+    def _left(self) -> None:
+        self._releasing.left()
 
 
 async def leases_of(makers: Sequence[Callable[[], Awaitable[L]]]) -> list[L]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -10,8 +10,8 @@ from attrs import define, frozen
 
 from uvm._async import Opening, errors_of, opens
 from uvm._buses.context import Bus, Context
-from uvm._buses.holds import Hold
-from uvm._buses.lease import Lease, LeaseState, all_gone, state_of_all
+from uvm._buses.holds import Hold, released_by_one
+from uvm._buses.lease import Lease, all_gone
 from uvm._checks import U32, checked, guid_of, instance, whole
 from uvm._names import guid_key, guid_text
 from uvm._repr import brief_call
@@ -67,14 +67,8 @@ class NamespaceLease(Lease):
         return self._bus.add_endpoint(self.id, endpoint)
 
     @property
-    def state(self) -> LeaseState:
-        """The state of the lease now, its adapters included once they are released with it."""
-        return state_of_all((*self._dropped, self._hold))
-
-    @property
-    def released(self) -> bool:
-        """Whether its release is complete, or the VM has exited."""
-        return all(hold.released for hold in (*self._dropped, self._hold))
+    def _all_holds(self) -> tuple[Hold[object], ...]:
+        return self._dropped or (self._hold,)
 
     async def release(self) -> None:
         """Remove its adapters, in the order in which they came, and then itself.
@@ -89,9 +83,12 @@ class NamespaceLease(Lease):
             return
         if self._hold.reported and self.released:
             raise AlreadyReleasedError(f"{self!r} was released before")
-        self._hold.reclaim()
         self._dropped = self._dropped or self._holds()
-        await _release(self._dropped, self.id)
+        for hold in self._dropped:
+            hold.drop()
+        # A refusal that came already is not tried again by the same call.
+        held = (hold for hold in self._dropped if not hold.reported)
+        await released_by_one(held, f"removing namespace {self.id}")
 
     async def gone(self) -> None:
         """Wait until its adapters are off the host, and then itself; see :meth:`uvm.Lease.gone`."""
@@ -99,20 +96,6 @@ class NamespaceLease(Lease):
 
     def _holds(self) -> tuple[Hold[object], ...]:
         return (*self._bus._adapter_holds(self.id), self._hold)
-
-    def _leave(self) -> None:
-        for hold in (*self._dropped, self._hold):
-            hold.leave()
-
-
-async def _release(holds: Sequence[Hold[object]], namespace_id: str) -> None:
-    """Release holds on a namespace and its adapters, all of them whichever fails."""
-    for hold in holds:
-        hold.drop(abandoned=hold.abandoned)
-    # A refusal that came already is not tried again by the same call.
-    errors = await errors_of([hold.report for hold in holds if not hold.reported])
-    if errors:
-        raise together(f"removing namespace {namespace_id}", errors)
 
 
 @frozen
@@ -388,7 +371,11 @@ class NetworkBus(Bus):
         """Take the VM out of a namespace, with its adapters; do nothing if the VM is not in it."""
         holds = self._namespaces.holds_on(self._key(namespace_id))
         namespace = [hold for hold in holds if hold is not self._inherited][:1]
-        await _release([*self._adapter_holds(namespace_id), *namespace], namespace_id)
+        going = [*self._adapter_holds(namespace_id), *namespace]
+        for hold in going:
+            hold.drop(abandoned=hold.abandoned)
+        if errors := await errors_of([hold.report for hold in going if not hold.reported]):
+            raise together(f"removing namespace {namespace_id}", errors)
 
     def _adapter_holds(self, namespace_id: str) -> list[Hold[object]]:
         """Return the holds on the adapters of a namespace, in the order in which the adapters came."""

@@ -14,11 +14,11 @@ import os
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from threading import Event, Lock
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVarTuple
 
 import anyio
 import anyio.to_thread
@@ -35,6 +35,7 @@ from uvm._names import HostPath, guest_path
 from uvm._repr import brief, brief_call
 from uvm.errors import ArchiveError, GuestFileError, OptionsError, OutputLimitError
 
+Args = TypeVarTuple("Args")
 LocalPath: TypeAlias = str | os.PathLike[str]
 FileType = Literal["file", "directory", "link", "other"]
 
@@ -210,18 +211,58 @@ class GuestFiles(Bound):
         directory, only = path, None
         if not await self._programs.is_directory(path):
             directory, only = self._programs.split(path)
-        make = partial(Unpacking, local, only=only, max_bytes=max_bytes, max_entries=max_entries)
-        unpacking = await anyio.to_thread.run_sync(make)
+        unpacking = Unpacking(local, only=only, max_bytes=max_bytes, max_entries=max_entries)
+        threads = _Threads()
         try:
+            await threads.make(unpacking.begin)
             async with aclosing(self._programs.pack(directory, only)) as pieces:
                 async for data in pieces:
-                    await anyio.to_thread.run_sync(unpacking.feed, data)
-            await anyio.to_thread.run_sync(unpacking.finish)
-        except ArchiveError as error:
-            raise ArchiveError(f"copy {path} out of the guest: {error}; nothing was kept") from None
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(unpacking.discard)
+                    await threads.make(unpacking.feed, data)
+            await threads.make(unpacking.finish)
+        except BaseException as failure:
+            await threads.end(unpacking.discard)
+            if isinstance(failure, ArchiveError):
+                raise ArchiveError(f"copy {path} out of the guest: {failure}; nothing was kept") from None
+            raise
+
+
+class _Threads:
+    """Threads that make calls, one after the other; the last is made although its caller is cancelled."""
+
+    def __init__(self) -> None:
+        self._turn = Lock()
+        self._ended = Event()
+
+    async def make(self, function: Callable[[*Args], object], *args: *Args) -> None:
+        """Have a call made; if asyncio cancels its caller it may go on, or begin, until the last one."""
+
+        def call() -> None:
+            with self._turn:
+                if not self._ended.is_set():
+                    function(*args)
+
+        await anyio.to_thread.run_sync(call)
+
+    async def end(self, function: Callable[[], object]) -> None:
+        """Have the last call made, after the one that is under way; return once it has been."""
+
+        def call() -> None:
+            with self._turn:
+                if not self._ended.is_set():
+                    try:
+                        function()
+                    finally:
+                        self._ended.set()
+
+        cancelled = None
+        with anyio.CancelScope(shield=True):
+            while not self._ended.is_set():
+                try:
+                    await anyio.to_thread.run_sync(call)
+                except anyio.get_cancelled_exc_class() as error:
+                    cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
 
 class _Programs(ABC):

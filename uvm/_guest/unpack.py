@@ -36,7 +36,6 @@ class Unpacking:
 
     :param target: where it is moved when it is complete; nothing may be there.
     :param only: the archive is of one file, of this name, which the target becomes.
-    :raises HostPathError: something is at the target, or no directory above it.
     """
 
     def __init__(self, target: str, *, only: str | None, max_bytes: int, max_entries: int) -> None:
@@ -48,12 +47,19 @@ class Unpacking:
         self._links: dict[Parts, str] = {}
         self._file: int | None = None
         self._member: Member | None = None
-        parent, name = os.path.split(self.target)
-        if not name or os.path.lexists(self.target):
-            raise HostPathError(target, "something is there; files of a guest are copied to a new path")
-        if not os.path.isdir(parent):
-            raise HostPathError(parent, "no such directory on the host")
-        self._root = os.path.join(parent, f".{name[:100]}.{secrets.token_hex(8)}")
+        self._parent, self._name = os.path.split(self.target)
+        self._root = os.path.join(self._parent, f".{self._name[:100]}.{secrets.token_hex(8)}")
+        self._moved = False
+
+    def begin(self) -> None:
+        """Make the directory in which it is unpacked.
+
+        :raises HostPathError: something is at the target, or no directory above it.
+        """
+        if not self._name or os.path.lexists(self.target):
+            raise HostPathError(self.target, "something is there; files of a guest are copied to a new path")
+        if not os.path.isdir(self._parent):
+            raise HostPathError(self._parent, "no such directory on the host")
         os.mkdir(self._root, 0o700)
 
     def feed(self, data: bytes) -> None:
@@ -89,15 +95,21 @@ class Unpacking:
         if os.path.lexists(self.target):
             raise HostPathError(self.target, "something was put there meanwhile")
         os.rename(made, self.target)
-        self.discard()
+        self._moved = True
+        shutil.rmtree(self._root, ignore_errors=True)
 
     def discard(self) -> None:
-        """Delete what is not at its target."""
+        """Delete all of it, at its target too."""
         if self._file is not None:
             with suppress(OSError):
                 os.close(self._file)
             self._file = None
         shutil.rmtree(self._root, ignore_errors=True)
+        if self._moved and self._only is not None:
+            with suppress(OSError):
+                os.unlink(self.target)
+        elif self._moved:
+            shutil.rmtree(self.target, ignore_errors=True)
 
     # What is made of each member.
 
