@@ -12,8 +12,11 @@ from collections import defaultdict, deque
 from types import TracebackType
 from typing import Any
 
+from tests.wire.muxes import receive
+from uvm._wire.channels import Channel
 from uvm._wire.frames import HostSide, Notification, Procedure, Response
-from uvm._wire.mux import Channel, Data, Ended, Event, Greeted, Mux, Opened, Reset
+from uvm._wire.mux import Mux
+from uvm._wire.muxevents import Data, Ended, Event, Greeted, Opened, Reset
 from uvm._wire.ports import FIRST_STDIO_PORT, LINUX_GCS_PORT
 from uvm.agent.requests import GUEST
 
@@ -79,10 +82,10 @@ class RawHost:
             data = self.socket.recv(1 << 20)
             if not data:
                 raise EOFError("the agent has gone")
-            for event in self.mux.receive(data):
+            for event in receive(self.mux, data):
                 self._take(event)
             while self.mux.more:
-                for event in self.mux.receive():
+                for event in receive(self.mux):
                     self._take(event)
 
     def flush(self) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.agent.rawhost import LIMIT_SECONDS, RawHost
+from uvm._wire.channels import Channel
 from uvm._wire.frames import HostSide, Procedure
-from uvm._wire.mux import Channel, Mux
+from uvm._wire.mux import Mux
 from uvm._wire.ports import LINUX_ENTROPY_PORT, LINUX_GCS_PORT, LINUX_LOG_PORT
 from uvm.hresult import HResult
 

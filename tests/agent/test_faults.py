@@ -8,8 +8,8 @@ from typing import NoReturn
 import pytest
 
 from tests.agent.rawhost import LIMIT_SECONDS, RawHost
+from uvm._wire.channels import MuxError
 from uvm._wire.frames import Procedure
-from uvm._wire.mux import MuxError
 from uvm.errors import WireError
 
 

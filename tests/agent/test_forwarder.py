@@ -13,7 +13,7 @@ import pytest
 
 from tests.agent.forwards import LISTENING
 from tests.agent.rawhost import LIMIT_SECONDS, RawHost
-from uvm._wire.mux import Channel
+from uvm._wire.channels import Channel
 from uvm._wire.ports import LINUX_GCS_PORT, LINUX_LOG_PORT
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.agent.rawhost import RawHost
+from uvm._wire.channels import Channel
 from uvm._wire.frames import Procedure
-from uvm._wire.mux import Channel
 from uvm.agent.loop import Loop
 from uvm.agent.processes import FOREVER, Process
 from uvm.agent.refused import Refused

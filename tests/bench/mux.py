@@ -11,7 +11,7 @@ import anyio
 
 from tests.bench.figures import Figure, time_per_call
 from tests.bench.vms import LOOPS
-from tests.wire.muxes import Pair
+from tests.wire.muxes import Pair, receive
 
 __all__ = ["mux"]
 
@@ -43,13 +43,13 @@ def _without_link() -> float:
         while buffers := sender.outgoing():
             data = b"".join(buffers)
             sender.written(len(data))
-            for event in receiver.receive(data):
+            for event in receive(receiver, data):
                 received += len(event[1])  # type: ignore[misc]
                 receiver.consumed(event[0], len(event[1]))  # type: ignore[misc, arg-type]
         while buffers := receiver.outgoing():
             data = b"".join(buffers)
             receiver.written(len(data))
-            sender.receive(data)
+            receive(sender, data)
     return received / 1e6 / (time.perf_counter() - start)
 
 
@@ -62,7 +62,7 @@ def _small_frames() -> list[float]:
         sender.send(channel, b"x")
         data = b"".join(sender.outgoing())
         sender.written(len(data))
-        receiver.receive(data)
+        receive(receiver, data)
         receiver.consumed(host, 1)
         if receiver.outgoing():
             pair.step()

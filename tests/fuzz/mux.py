@@ -12,15 +12,10 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from uvm._wire.mux import (
-    Data,
-    Event,
-    Greeted,
-    Listening,
-    Mux,
-    MuxError,
-    NotListening,
-)
+from tests.wire.muxes import receive
+from uvm._wire.channels import MuxError
+from uvm._wire.mux import Mux
+from uvm._wire.muxevents import Data, Event, Greeted, Listening, NotListening
 from uvm._wire.muxframes import HEADER_SIZE, MAX_CHANNELS, MAX_PAYLOAD, FrameKind
 from uvm._wire.muxsending import BATCH, BUDGET, MIN_WINDOW
 
@@ -67,8 +62,8 @@ def _greeted(channels: int = 0) -> tuple[Mux, Mux]:
     for _ in range(channels):
         guest.open(_PORT)
     for _ in range(3):
-        guest.receive(_written(host))
-        host.receive(_written(guest))
+        receive(guest, _written(host))
+        receive(host, _written(guest))
     return host, guest
 
 
@@ -94,9 +89,9 @@ def _receives(mux: Mux, pieces: list[bytes]) -> tuple[list[tuple[object, ...]], 
 
 
 def _events(mux: Mux, piece: bytes) -> Iterator[Event]:
-    yield from mux.receive(piece)
+    yield from receive(mux, piece)
     while mux.more:
-        yield from mux.receive()
+        yield from receive(mux)
 
 
 def _plain(event: Event) -> tuple[object, ...]:

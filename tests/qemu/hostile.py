@@ -21,7 +21,8 @@ import uvm
 from tests.bench.memory import peak_resident_bytes, resident_bytes
 from tests.qemu.limits import BOOT_SECONDS, PATIENCE_SECONDS, PATIENT
 from tests.qemu.vms import MEMORY_MB, backend_of, process_of, running_vm
-from uvm._wire.mux import Event, Mux
+from uvm._wire.mux import Mux
+from uvm._wire.muxevents import Event
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.guestimage import ImageOptions
 from uvm.backends.qemu.muxlink import MuxLink

@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from uvm._wire.mux import Accepted, Channel, Data, Ended, Event, Greeted, Mux, Opened, Reset, Writable
+from uvm._wire.channels import Channel
+from uvm._wire.mux import Mux
+from uvm._wire.muxevents import Accepted, Data, Ended, Event, Greeted, Opened, Reset, Writable
+from uvm._wire.muxreceiving import FRAMES
 
-__all__ = ["End", "Pair", "nonces"]
+__all__ = ["End", "Pair", "nonces", "receive"]
 
 
 def nonces() -> Iterator[bytes]:
     """Yield different nonces."""
     return (number.to_bytes(16, "big") for number in count(1))
+
+
+def receive(mux: Mux, data: bytes = b"", frames: int = FRAMES) -> list[Event]:
+    """Have an end receive bytes; return what they mean, as :meth:`Mux.received` does."""
+    events: list[Event] = []
+    rest = memoryview(data)
+    while True:
+        space = mux.space()
+        part, rest = rest[: len(space)], rest[len(space) :]
+        space[: len(part)] = part
+        events += mux.received(len(part), frames)
+        if not rest or mux._error is not None:
+            return events
 
 
 class End:
@@ -44,9 +60,9 @@ class End:
 
     def receive(self, data: bytes) -> list[Event]:
         """Receive, and note what that means."""
-        events = self.mux.receive(data)
+        events = receive(self.mux, data)
         while self.mux.more:
-            events += self.mux.receive()
+            events += receive(self.mux)
         for event in events:
             self._note(event)
         self.events += events

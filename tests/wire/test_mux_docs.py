@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.wire.muxes import End, Pair
-from uvm._wire.mux import MuxError
+from uvm._wire.channels import MuxError
 from uvm._wire.muxframes import MAX_PAYLOAD, STATE_SIZE, FrameKind
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"

@@ -43,13 +43,6 @@ class Sender:
 
     __slots__ = ("_unacknowledged", "_unsent", "base", "end", "ended", "limit", "next", "starved")
 
-    base: int
-    next: int
-    end: int
-    limit: int
-    ended: bool
-    starved: bool
-
     def __init__(self, at: int = 0) -> None:
         self._unacknowledged: deque[Buffer] = deque()
         self._unsent: deque[Buffer] = deque()
@@ -149,13 +142,6 @@ class Receiver:
 
     __slots__ = ("announced", "consumed", "ended", "limit", "received", "window")
 
-    window: int
-    received: int
-    consumed: int
-    announced: int
-    ended: bool
-    limit: int
-
     def __init__(self, window: int, at: int = 0) -> None:
         self.window = window
         self.received = self.consumed = self.announced = at
@@ -232,17 +218,6 @@ class Channel:
         "receiver",
         "sender",
     )
-
-    id: int
-    port: int
-    sender: Sender
-    receiver: Receiver
-    lost: int
-    gone: bool
-    accepted: bool
-    opening: bool
-    closing: bool
-    queued: bool
 
     def __init__(self, id: int, port: int, sender: Sender, receiver: Receiver) -> None:
         self.id = id

@@ -213,18 +213,14 @@ class FrameDecoder:
 
 
 class HostSide:
-    """The host's end of a connection.
+    """The host's end of a connection."""
 
-    :param max_size: the largest message to accept from the guest.
-    """
+    __slots__ = ("_decoder", "_next_id", "_open")
 
-    __slots__ = ("_decoder", "_max_size", "_next_id", "_open")
-
-    def __init__(self, max_size: int = MAX_MESSAGE_SIZE) -> None:
-        self._max_size = max_size
+    def __init__(self) -> None:
         self._next_id = 0
         self._open: dict[int, int] = {}
-        self._decoder = self._new_decoder()
+        self._decoder = FrameDecoder(_FROM_GUEST)
 
     @property
     def open(self) -> Mapping[int, int]:
@@ -264,10 +260,7 @@ class HostSide:
 
         Open requests stay open: a guest that is still processing them answers on the new connection.
         """
-        self._decoder = self._new_decoder()
-
-    def _new_decoder(self) -> FrameDecoder:
-        return FrameDecoder(_FROM_GUEST, self._max_size)
+        self._decoder = FrameDecoder(_FROM_GUEST)
 
     def _response(self, frame: Frame) -> Response:
         procedure = self._open.get(frame.id)

@@ -32,38 +32,9 @@ What is sent is :mod:`~uvm._wire.muxsending`'s, and what comes :mod:`~uvm._wire.
 
 from __future__ import annotations
 
-from uvm._wire.channels import Buffer, Channel, MuxError, Sender
-from uvm._wire.muxevents import (
-    Accepted,
-    Data,
-    Ended,
-    Event,
-    Greeted,
-    Listening,
-    NotListening,
-    Opened,
-    Reset,
-    Writable,
-)
+from uvm._wire.channels import Buffer, Channel, Sender
 from uvm._wire.muxframes import MAX_CHANNELS, NONCE_SIZE, PADDING, Hello
 from uvm._wire.muxreceiving import Receiving
-
-__all__ = [
-    "Accepted",
-    "Channel",
-    "Data",
-    "Ended",
-    "Event",
-    "Greeted",
-    "Listening",
-    "Mux",
-    "MuxError",
-    "NONCE_SIZE",
-    "NotListening",
-    "Opened",
-    "Reset",
-    "Writable",
-]
 
 
 class Mux(Receiving):

@@ -1,4 +1,4 @@
-"""What the other end of a mux has done, as :meth:`uvm._wire.mux.Mux.receive` returns it."""
+"""What the other end of a mux has done, as :meth:`uvm._wire.mux.Mux.received` returns it."""
 
 from __future__ import annotations
 

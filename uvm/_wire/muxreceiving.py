@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from uvm._wire import muxevents, muxframes
-from uvm._wire.channels import Buffer, Channel, MuxError, Sender
+from uvm._wire.channels import Channel, MuxError, Sender
 from uvm._wire.muxevents import Event
 from uvm._wire.muxframes import (
     HEADER,
@@ -37,9 +37,6 @@ class Receiving(Sending):
 
     :ivar more: :meth:`received` has not handled all that has come; it is to be called again.
     """
-
-    more: bool
-    synchronised: bool
 
     def __init__(self, *, guest: bool) -> None:
         super().__init__(guest=guest)
@@ -73,25 +70,14 @@ class Receiving(Sending):
         :raises MuxError: the other end broke a rule, after what came before was returned. Nothing is
             understood before a new connection.
         """
-        self._raise_kept()
+        error, self._error = self._error, None
+        if error is not None:
+            self.more = False
+            raise error
         events: list[Event] = []
         self._stop += count
         self._handle(events, frames)
         return events
-
-    def receive(self, data: Buffer = b"", frames: int = FRAMES) -> list[Event]:
-        """Return what bytes mean, as :meth:`received` does, which saves a copy."""
-        self._raise_kept()
-        events: list[Event] = []
-        rest = memoryview(data)
-        while True:
-            space = self.space()
-            part, rest = rest[: len(space)], rest[len(space) :]
-            space[: len(part)] = part
-            self._stop += len(part)
-            self._handle(events, frames)
-            if not rest or self._error is not None:
-                return events
 
     # Synchronisation.
 
@@ -167,12 +153,6 @@ class Receiving(Sending):
                 self._lose(channel, events)
 
     # What comes.
-
-    def _raise_kept(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            self.more = False
-            raise error
 
     def _handle(self, events: list[Event], frames: int) -> None:
         """Handle what has come. A broken rule is raised by the next call if events are returned first."""

@@ -35,8 +35,6 @@ class Sending:
     :ivar synchronised: the two ends have met, and no connection has begun since.
     """
 
-    synchronised: bool
-
     def __init__(self, *, guest: bool) -> None:
         self.guest: Final = guest
         self.channels: dict[int, Channel] = {}

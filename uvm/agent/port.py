@@ -16,16 +16,15 @@ import select
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from uvm._wire.mux import (
+from uvm._wire.channels import Channel, MuxError
+from uvm._wire.mux import Mux
+from uvm._wire.muxevents import (
     Accepted,
-    Channel,
     Data,
     Ended,
     Event,
     Greeted,
     Listening,
-    Mux,
-    MuxError,
     NotListening,
     Reset,
     Writable,

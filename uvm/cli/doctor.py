@@ -10,7 +10,7 @@ import json
 import platform
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict, frozen
 
@@ -20,11 +20,14 @@ from uvm.backend import FileInfo, HostInfo
 from uvm.backends import choose_backend, open_backend
 from uvm.backends.checks import Check, Finding, run_checks
 from uvm.backends.hcs import availability as hcs
-from uvm.backends.hcs.availability import Environment, find_library
+from uvm.backends.hcs.availability import find_library
 from uvm.backends.qemu import availability as qemu
 from uvm.cli.terminal import Terminal
 from uvm.errors import NotSupportedError
 from uvm.options import LCOWOptions
+
+if TYPE_CHECKING:
+    from uvm.backends.hcs.windows.environment import Environment
 
 _STYLES: Final[dict[str, Style]] = {"ok": "green", "missing": "red"}
 

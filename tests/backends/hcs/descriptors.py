@@ -18,9 +18,10 @@ import anyio.lowlevel
 from uvm._names import pipe_key
 from uvm.backend import ByteStream
 from uvm.backends.hcs.hvsocket import HvSocketTransport, SocketApi, StandardSockets
-from uvm.backends.hcs.pipes import NamedPipes, Pipes
+from uvm.backends.hcs.pipes import NamedPipes
 from uvm.backends.hcs.poller import Poller, PollSet
 from uvm.backends.hcs.sockets import SocketListener, Sockets
+from uvm.backends.hcs.transport import Pipes
 from uvm.errors import HostError
 from uvm.hresult import HResult
 

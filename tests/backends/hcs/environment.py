@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from uvm.backends.hcs.windows.environment import ServiceState
+from uvm.backends.hcs.windows.environment import Environment, ServiceState
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
@@ -13,7 +13,7 @@ BOOT_FILES = "C:\\Program Files\\Linux Containers"
 
 
 @define
-class Imagined:
+class Imagined(Environment):
     """A machine on which VMs run, unless something is removed from it.
 
     :ivar libraries: for each DLL, the functions that it lacks.

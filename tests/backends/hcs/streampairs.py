@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager, contextmanager
 from tests.backends.hcs.descriptors import new_sockets, system_pipes
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from uvm.backend import ByteStream
-from uvm.backends.hcs.pipes import Pipes
 from uvm.backends.hcs.sockets import Sockets
+from uvm.backends.hcs.transport import Pipes
 
 __all__ = ["KINDS", "Kind", "connected", "pipes_of"]
 

@@ -185,7 +185,7 @@ async def test_closing_the_transport_closes_all_that_is_left(
 ) -> None:
     threads = set(threading.enumerate())
     listener = await transport.listen(VM, SERVICE)
-    pipe, other = map(transport.open_pipe, make_pipe_pair())
+    pipe, other = map(transport.pipes.open, make_pipe_pair())
     with dial(loopback) as guest:
         stream = await listener.accept()
 
@@ -205,7 +205,7 @@ async def test_closing_the_transport_closes_all_that_is_left(
         await transport.listen(VM, SERVICE)
     for handle in make_pipe_pair():
         with pytest.raises(anyio.ClosedResourceError):
-            transport.open_pipe(handle)
+            transport.pipes.open(handle)
 
 
 def test_the_address_of_a_service_of_a_vm() -> None:

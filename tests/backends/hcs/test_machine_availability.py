@@ -108,9 +108,9 @@ def test_on_this_machine_windows_is_missing() -> None:
 @pytest.mark.skipif(sys.platform != "win32", reason="calls Windows itself")
 class TestOnWindows:
     def test_the_functions_of_a_dll_are_looked_up(self) -> None:
-        from uvm.backends.hcs.windows.environment import ThisMachine
+        from uvm.backends.hcs.windows.environment import Environment
 
-        assert ThisMachine().missing_functions("kernel32") == []
+        assert Environment().missing_functions("kernel32") == []
 
     def test_a_function_that_this_windows_lacks_is_named(self) -> None:
         library = load("kernel32.dll", "memory")
@@ -118,23 +118,23 @@ class TestOnWindows:
             _ = library.functions.CoTaskMemFree
 
     def test_services_are_looked_up(self) -> None:
-        from uvm.backends.hcs.windows.environment import ThisMachine
+        from uvm.backends.hcs.windows.environment import Environment
 
-        machine = ThisMachine()
+        machine = Environment()
         assert machine.service("no-such-service") is None
         assert machine.service("RpcSs") in ("running", "stopped")
 
     def test_every_process_is_a_member_of_everyone_and_none_of_nobody(self) -> None:
-        from uvm.backends.hcs.windows.environment import ThisMachine
+        from uvm.backends.hcs.windows.environment import Environment
 
-        machine = ThisMachine()
+        machine = Environment()
         assert machine.is_member("S-1-1-0")
         assert not machine.is_member("S-1-0-0")
 
     def test_this_machine_can_be_looked_at(self) -> None:
-        from uvm.backends.hcs.windows.environment import ThisMachine
+        from uvm.backends.hcs.windows.environment import Environment
 
-        machine = ThisMachine()
+        machine = Environment()
         assert machine.build() > 10000
         assert machine.bits == 64
         assert machine.machine() in ("amd64", "arm64")

@@ -16,7 +16,7 @@ from tests.backends.hcs.descriptors import new_sockets
 from tests.backends.hcs.pipepairs import make_pipe_pair
 from tests.backends.hcs.streampairs import pipes_of
 from uvm.backend import ByteStream
-from uvm.backends.hcs.pipes import Pipes
+from uvm.backends.hcs.transport import Pipes
 from uvm.errors import HostError
 
 pytestmark = pytest.mark.anyio

@@ -482,8 +482,12 @@ async def test_a_stream_that_cannot_be_taken_over_takes_the_others_with_it(
         opened: list[ByteStream] = []
 
         class Broken:
-            def open_pipe(self, handle: int) -> ByteStream:
-                opened.append(host.platform.transport.open_pipe(handle))
+            @property
+            def pipes(self) -> Any:
+                return self
+
+            def open(self, handle: int) -> ByteStream:
+                opened.append(host.platform.transport.pipes.open(handle))
                 if len(opened) == broken + 1:
                     opened[broken].close()  # type: ignore[attr-defined]
                     raise kind

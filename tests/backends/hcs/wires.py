@@ -17,10 +17,11 @@ from attrs import Factory, frozen
 
 from tests.backends.hcs.descriptors import new_sockets, new_transport, system_pipes
 from tests.backends.hcs.pipepairs import make_pipe_pair
-from uvm.backend import BROKEN_STREAM, ByteStream, HostPipes
+from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.backends.fake import FakeListener
 from uvm.backends.hcs.hvsocket import StandardSockets
 from uvm.backends.hcs.sockets import SocketListener, SocketStream
+from uvm.backends.hcs.transport import Pipes
 from uvm.errors import VMExitedError
 
 __all__ = ["HostStreams", "LoopbackTransport", "copy_and_close"]
@@ -104,13 +105,9 @@ class LoopbackTransport:
         return LoopbackListener(listener, fake)
 
     @property
-    def pipes(self) -> HostPipes:
+    def pipes(self) -> Pipes:
         """The pipes of the host, which need no guest."""
         return self._transport.pipes
-
-    def open_pipe(self, handle: int) -> ByteStream:
-        """Make a stream of a HANDLE of a process's stream."""
-        return self._transport.open_pipe(handle)
 
     async def aclose(self) -> None:
         """Close everything."""

@@ -27,8 +27,11 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from tests.wire.muxes import receive
 from uvm._async import Flag, Line
-from uvm._wire.mux import Channel, Data, Ended, Greeted, Listening, Mux, NotListening, Reset, Writable
+from uvm._wire.channels import Channel
+from uvm._wire.mux import Mux
+from uvm._wire.muxevents import Data, Ended, Greeted, Listening, NotListening, Reset, Writable
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON, HostInfo
 from uvm.backends.fake import Checks, FakeBackend, FakeListener, FakeStream
@@ -425,13 +428,13 @@ class Wire:
                 return
             if not data:
                 return
-            events = self.mux.receive(data)
+            events = receive(self.mux, data)
             while True:
                 for event in events:
                     self._take(event)
                 if not self.mux.more:
                     break
-                events = self.mux.receive()
+                events = receive(self.mux)
             self._more.wake()
 
     async def _write(self) -> None:

@@ -12,9 +12,9 @@ import anyio.lowlevel
 import pytest
 
 from tests.backends.qemu.muxes import linked
-from tests.wire.muxes import Pair
-from uvm._wire.channels import MAX_WINDOW
-from uvm._wire.mux import Mux, MuxError
+from tests.wire.muxes import Pair, receive
+from uvm._wire.channels import MAX_WINDOW, MuxError
+from uvm._wire.mux import Mux
 from uvm._wire.muxframes import HEADER_SIZE, FrameKind
 from uvm.backends.qemu.muxlink import BACKLOG, MuxLink, MuxStream
 from uvm.errors import HostError
@@ -254,7 +254,7 @@ async def test_a_flood_lets_other_tasks_run_and_is_kept_in_bounds() -> None:
         tasks.start_soon(link.serve)
         listener = link.listen(1)
         await anyio.wait_readable(other)
-        mux.receive(other.recv(1 << 20))
+        receive(mux, other.recv(1 << 20))
         mux.open(1)
         other.setblocking(True)
         other.sendall(b"".join(mux.outgoing()))

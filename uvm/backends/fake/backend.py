@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from random import Random
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +13,6 @@ from uvm._home import Bound
 from uvm._names import GuestOS
 from uvm._repr import shown
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
-from uvm.backends.fake.access import AccessTable
 from uvm.backends.fake.calls import copy_document
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.exchange import Exchange, Latency
@@ -32,6 +31,7 @@ from uvm.backends.fake.properties import service_property
 from uvm.backends.fake.request_log import RequestLog
 from uvm.backends.fake.system import FakeHostedSystem, FakeSystem
 from uvm.backends.fake.vm import FakeVM
+from uvm.backends.requests.access import AccessTable
 from uvm.backends.requests.request import read_document
 from uvm.backends.requests.systems import chosen, template_of
 from uvm.errors import HostError
@@ -90,7 +90,7 @@ class FakeBackend(Bound):
         checked(seed, whole(U64), "seed")
         self.info: HostInfo = HostInfo() if host is None else host
         self.files: FakeFiles = _boot_files(self.info) if files is None else files
-        self.access: AccessTable = AccessTable(self.files)
+        self.access: AccessTable = AccessTable(self.files.key, self.files.look)
         self.request_log: RequestLog = RequestLog(request_log_entries)
         self.faults: Faults = Faults(seed)
         self.programs: Programs = Programs(BUILT_IN)
@@ -239,13 +239,8 @@ class FakeBackend(Bound):
     async def __aenter__(self) -> FakeBackend:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        return None
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Do nothing: there is nothing to close."""
 
     async def _create_hosted(self, system_id: str, document: JSON) -> FakeHostedSystem:
         operation, hosting_id = f"create {system_id}", str(document["HostingSystemId"])

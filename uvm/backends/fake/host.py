@@ -9,10 +9,10 @@ from attrs import Factory, define, evolve, field, frozen
 from uvm._checks import Checked, choice, flag, go
 from uvm._repr import call_of, shown
 from uvm.backend import HostInfo
-from uvm.backends.fake.access import AccessTable
 from uvm.backends.fake.cpugroups import CpuGroups
 from uvm.backends.fake.files import FakeFiles, OpenDisk
 from uvm.backends.fake.network import FakeNetwork
+from uvm.backends.requests.access import AccessTable
 from uvm.errors import HostError
 from uvm.hresult import HResult
 

@@ -105,7 +105,7 @@ class FakeVM(FakeComputeSystem):
         self._become("Running")
 
     def _new_guest(self) -> FakeGuest:
-        kind = _guest_kind(self.os)
+        kind = self.service.guest_kind
         stated = self._guest_capabilities
         capabilities = kind.own_capabilities if stated is None else stated
         return kind(self.tree, self._host.checks, capabilities, self.isolated)
@@ -279,17 +279,6 @@ class FakeVM(FakeComputeSystem):
     def _forget_if_unused(self) -> None:
         if self.state == "Stopped" and not self.handles:
             self._forget(self)
-
-
-def _guest_kind(os: GuestOS) -> type[FakeGuest]:
-    """Return the class of guests of an operating system."""
-    if os == "linux":
-        from uvm.backends.fake.guest.linux.mounts import LinuxGuest
-
-        return LinuxGuest
-    from uvm.backends.fake.guest.windows.mounts import WindowsGuest
-
-    return WindowsGuest
 
 
 def _require_boot_files(system_id: str, vm: VirtualMachine, host: Host) -> None:

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from uvm.backends.checks import Check, Finding, missing
 from uvm.schema.common import RS5
 
 if TYPE_CHECKING:
-    from uvm.backends.hcs.windows.environment import ServiceState
+    from uvm.backends.hcs.windows.environment import Environment
 
 _ADMINISTRATORS, _HYPERV_ADMINISTRATORS = "S-1-5-32-544", "S-1-5-32-578"
 
@@ -23,45 +23,6 @@ _TURN_ON: Final = (
     "VirtualMachinePlatform' (or Microsoft-Hyper-V-All) on Windows 10 and 11, "
     "'Install-WindowsFeature Hyper-V, Containers' on Windows Server"
 )
-
-
-class Environment(Protocol):
-    """What the checks ask of the machine."""
-
-    @property
-    def system(self) -> str:
-        """The operating system: ``sys.platform``. Only on ``win32`` is anything else asked."""
-
-    @property
-    def bits(self) -> int:
-        """The width of this Python's addresses."""
-
-    def build(self) -> int:
-        """Return the build number of Windows."""
-
-    def machine(self) -> str:
-        """Return the processor's architecture."""
-
-    def has_library(self, name: str) -> bool:
-        """Return whether Windows has a DLL of its own, even if this Python cannot load it."""
-
-    def missing_functions(self, library: str) -> list[str] | None:
-        """Return the functions in use that a DLL lacks; None if there is no such DLL."""
-
-    def service(self, name: str) -> ServiceState | None:
-        """Return the state of a service; None if it is not installed."""
-
-    def is_member(self, sid: str) -> bool:
-        """Return whether this process acts as a member of a group."""
-
-    def virtualization_in_firmware(self) -> bool:
-        """Return whether the firmware makes virtualization available to Windows."""
-
-    def has_hyperv_sockets(self) -> bool:
-        """Return whether Python's own sockets support AF_HYPERV."""
-
-    def has_file(self, path: str) -> bool:
-        """Return whether a file exists."""
 
 
 def _system(environment: Environment) -> Finding:
@@ -144,10 +105,10 @@ def _rights(environment: Environment) -> Finding:
     )
 
 
-_WINDOWS: Final = Check[Environment]("Windows", _system, decisive=True)
+_WINDOWS: Final = Check("Windows", _system, decisive=True)
 
 #: Whether HCS is present; any Python can check this.
-_PRESENCE: Final = (_WINDOWS, Check[Environment]("HCS", _installed))
+_PRESENCE: Final = (_WINDOWS, Check("HCS", _installed))
 
 #: What HCS needs.
 REQUIREMENTS: Final[tuple[Check[Environment], ...]] = (
@@ -178,6 +139,6 @@ def absence(environment: Environment | None = None) -> list[str]:
 
 def this_machine() -> Environment:
     """Return this machine."""
-    from uvm.backends.hcs.windows.environment import ThisMachine
+    from uvm.backends.hcs.windows.environment import Environment
 
-    return ThisMachine()
+    return Environment()

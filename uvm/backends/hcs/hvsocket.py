@@ -18,11 +18,11 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm._repr import brief_call
-from uvm.backend import ByteStream
 from uvm.backends.hcs import winsock
-from uvm.backends.hcs.pipes import NamedPipes, Pipes
+from uvm.backends.hcs.pipes import NamedPipes
 from uvm.backends.hcs.sockets import SocketListener, Sockets
 from uvm.backends.hcs.text import guid
+from uvm.backends.hcs.transport import Pipes
 from uvm.backends.winerrors import host_error
 from uvm.errors import NotSupportedError, OptionsError
 
@@ -178,13 +178,6 @@ class HvSocketTransport:
         except OSError as error:
             raise host_error(f"listen for VM {vm_id} on service {service}", error) from error
         return self._sockets.listener(sock, self._api.accept)
-
-    def open_pipe(self, handle: int) -> ByteStream:
-        """Make a stream of a standard handle of a process, and take the handle over.
-
-        :raises HostError: the handle does not support overlapped I/O; it has been closed.
-        """
-        return self.pipes.open(handle)
 
     async def aclose(self) -> None:
         """Close all remaining listeners and streams, and end the threads. Idempotent."""

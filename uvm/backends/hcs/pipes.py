@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 import anyio.lowlevel
 
 from uvm._names import pipe_path
-from uvm.backend import ByteStream, HostPipes
 from uvm.backends.hcs.dlls import CData
 from uvm.backends.hcs.iocp import CompletionPort, Operation
 from uvm.backends.hcs.sockets import PIECE_BYTES, Closing
@@ -28,16 +27,6 @@ _END: Final = frozenset({_ERROR_HANDLE_EOF, _ERROR_BROKEN_PIPE, _ERROR_PIPE_NOT_
 
 #: The pause between two attempts to connect to a pipe whose instances all have clients (as go-winio).
 _BUSY_SECONDS: Final = 0.01
-
-
-class Pipes(HostPipes, Protocol):
-    """The pipes of the host; also makes streams of the handles of the standard streams of a process."""
-
-    def open(self, handle: int) -> ByteStream:
-        """Make a stream of a handle, and take the handle over, also if this fails."""
-
-    def close(self) -> None:
-        """Close all streams. Idempotent."""
 
 
 class PipeStream(Closing):
@@ -199,7 +188,7 @@ class PipeListener(Closing):
 
 
 class NamedPipes:
-    """:class:`Pipes` of Windows: handles for overlapped I/O, all on one completion port.
+    """The pipes of Windows (:class:`~uvm.backends.hcs.transport.Pipes`), all on one completion port.
 
     :param handles: makes the handles of pipes; by default those of this machine.
     """

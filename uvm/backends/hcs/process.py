@@ -285,7 +285,7 @@ class _Start:
         if number in (0, _INVALID_HANDLE_VALUE):
             return None
         try:
-            return self._host.platform.transport.open_pipe(number)
+            return self._host.platform.transport.pipes.open(number)
         except Exception as e:
             # The other handles have to be taken over all the same.
             self.broken = e

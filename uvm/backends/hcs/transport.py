@@ -14,27 +14,33 @@ class GuestListener(Listener, Protocol):
         """Stop listening at once. Idempotent."""
 
 
-class Transport(Protocol):
-    """Listeners for the connections of guests, and the standard streams of processes that the host started.
+class Pipes(HostPipes, Protocol):
+    """The pipes of the host; also makes streams of the handles of the standard streams of a process."""
 
-    :ivar pipes: the pipes of the host.
+    def open(self, handle: int) -> ByteStream:
+        """Make a stream of a handle, and take the handle over, also if this fails.
+
+        :raises HostError: the handle does not support overlapped I/O.
+        """
+
+    def close(self) -> None:
+        """Close all streams. Idempotent."""
+
+
+class Transport(Protocol):
+    """Listeners for the connections of guests, and the pipes of the host.
 
     :class:`~uvm.backends.hcs.hvsocket.HvSocketTransport` is the one of Windows; tests have others.
     """
 
     @property
-    def pipes(self) -> HostPipes: ...
+    def pipes(self) -> Pipes:
+        """The pipes of the host."""
 
     async def listen(self, runtime_id: str, service_id: str) -> GuestListener:
         """Listen for one VM (its Hyper-V id) to dial a service (a GUID).
 
         :raises HostError: the host refuses.
-        """
-
-    def open_pipe(self, handle: int) -> ByteStream:
-        """Make a stream of a standard handle of a process, and take the handle over.
-
-        :raises HostError: the handle does not support overlapped I/O; it has been closed.
         """
 
     async def aclose(self) -> None:

@@ -29,7 +29,6 @@ from uvm._checks import checked, choice, flag, text, whole
 from uvm._log import Log
 from uvm.backend import JSON, AccessMask, HostFiles, HostInfo, HostPipes, System
 from uvm.backends.qemu.accel import NO_BOUNDARY, Accelerator, choose
-from uvm.backends.qemu.access import AccessTable
 from uvm.backends.qemu.cgroups import Cgroup, delegated, has_limits
 from uvm.backends.qemu.commandline import MAX_ROOT_PORTS, Acceleration, Launch, check_document, command_line
 from uvm.backends.qemu.devices.request import Host
@@ -61,6 +60,7 @@ from uvm.backends.qemu.sockets import SocketFile
 from uvm.backends.qemu.system import QEMUSystem
 from uvm.backends.qemu.users import Choose, chooser, kvm_problem
 from uvm.backends.qemu.vm import VM
+from uvm.backends.requests.access import AccessTable
 from uvm.backends.requests.request import read_document
 from uvm.backends.requests.systems import chosen, template_of
 from uvm.backends.workers import finish
@@ -135,7 +135,7 @@ class QEMUBackend:
         self.files: HostFiles = linux_files()
         self.network: Final = QEMUNetwork(self.new_id)
         self.pipes: HostPipes = UnixPipes()
-        self._access = AccessTable()
+        self._access = AccessTable(os.path.realpath, os.path.exists)
         self._vms: dict[str, VM] = {}
         self._adopting: dict[str, Flag] = {}
         self._choosing = anyio.Lock()

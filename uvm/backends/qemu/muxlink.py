@@ -30,20 +30,10 @@ import anyio.lowlevel
 from uvm._async import Flag, Line
 from uvm._log import Log
 from uvm._repr import shown
-from uvm._wire.channels import Buffer, append
-from uvm._wire.mux import (
-    NONCE_SIZE,
-    Channel,
-    Data,
-    Ended,
-    Event,
-    Greeted,
-    Mux,
-    MuxError,
-    Opened,
-    Reset,
-    Writable,
-)
+from uvm._wire.channels import Buffer, Channel, MuxError, append
+from uvm._wire.mux import Mux
+from uvm._wire.muxevents import Data, Ended, Event, Greeted, Opened, Reset, Writable
+from uvm._wire.muxframes import NONCE_SIZE
 from uvm.backends.handles import ClosedOnce
 from uvm.errors import HostError
 from uvm.hresult import HResult

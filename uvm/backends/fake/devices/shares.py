@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, TypeAlias, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from uvm.backend import JSON
 from uvm.backends.fake.devices.request import Device, DeviceTable
@@ -14,7 +14,6 @@ from uvm.schema.requests import Plan9Shares, Resource, VSMBShares
 from uvm.schema.system import VirtualMachine
 
 S = TypeVar("S", VirtualSmbShare, Plan9Share)
-Shared: TypeAlias = Device[S]
 
 
 class _ShareKind(DeviceTable[Resource, str, Device[S]], Generic[S]):

@@ -64,7 +64,7 @@ class TopologyKind(DeviceKind[Resource]):
             case MemorySize():
                 self._set_memory(request)
             case CpuLimits():
-                self._set_limits(request)
+                self.limits = limits(request)
             case _:
                 group = request.parse(CpuGroup)
                 if not is_guid(group.id):
@@ -97,6 +97,3 @@ class TopologyKind(DeviceKind[Resource]):
 
     def _set_memory(self, request: Request[Resource]) -> None:
         self.size_in_mb = memory_mb(request, self.host.info.memory_mb)
-
-    def _set_limits(self, request: Request[Resource]) -> None:
-        self.limits = limits(request)

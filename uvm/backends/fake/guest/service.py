@@ -32,6 +32,7 @@ from uvm.backends.fake.guest.misbehaviour import Misbehaviour, Reply
 from uvm.backends.fake.guest.outlet import Outlet
 from uvm.backends.fake.guest.processes import GuestProcess
 from uvm.backends.fake.guest.programs import FakeProcess, Program, Programs
+from uvm.backends.fake.guest.state import FakeGuest
 from uvm.backends.fake.request_log import Entry
 from uvm.backends.fake.streams import ENDED, FakeStream
 from uvm.errors import BridgeClosedError, GuestError, HostError, WireError
@@ -89,6 +90,8 @@ class GuestService:
     :ivar phase: the state of a Windows guest: ``new``, ``created`` or ``started`` by the host.
     """
 
+    #: The class of the guests that it serves.
+    guest_kind: ClassVar[type[FakeGuest]]
     #: What it reports beside its capabilities.
     facts: ClassVar[JSON] = {}
 

@@ -45,13 +45,14 @@ def used_bytes(container: LinuxContainer) -> int:
 def _memory_limit(container: LinuxContainer) -> int:
     spec = container.document["OciSpecification"]
     for resources in (container.constraints, (spec.get("linux") or {}).get("resources")):
-        limit = _at(resources, "memory", "limit")
+        limit = part_of(resources, "memory", "limit")
         if isinstance(limit, int) and limit > 0:
             return limit
     return _NO_LIMIT
 
 
-def _at(value: Any, *path: str) -> Any:
+def part_of(value: Any, *path: str) -> Any:
+    """Return a part of a JSON value, by the names that lead to it; None if it has none."""
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value

@@ -22,15 +22,15 @@ _ERROR_SERVICE_DOES_NOT_EXIST: Final = 1060
 _PF_VIRT_FIRMWARE_ENABLED: Final = 21
 
 
-class ThisMachine:
-    """:class:`~uvm.backends.hcs.availability.Environment` by Windows's own DLLs, loaded when needed.
+class Environment:
+    """What the checks ask of this machine, by Windows's own DLLs, which are loaded when needed.
 
-    :attr:`system` can be asked on any operating system.
+    :attr:`system` can be asked on any operating system; only on ``win32`` is anything else asked.
     """
 
     @property
     def system(self) -> str:
-        """The operating system."""
+        """The operating system: ``sys.platform``."""
         return sys.platform
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from uvm.backends.fake.guest.execution import Command
+from uvm.backends.fake.guest.statistics import part_of
 from uvm.backends.fake.guest.stdio import Terminal
 from uvm.schema.json import Model, Secret
 
@@ -58,15 +59,9 @@ class OCISpec(Model, rename="camel"):
     @property
     def namespace(self) -> str:
         """The name of its network namespace."""
-        return str(_at(self.windows, "network", "networkNamespace") or "").lower()
+        return str(part_of(self.windows, "network", "networkNamespace") or "").lower()
 
     @property
     def in_pod(self) -> bool:
         """Whether it has the network namespace of its pod's first container."""
-        return bool(_at(self.annotations, "io.kubernetes.cri.container-type") == "container")
-
-
-def _at(value: Any, *path: str) -> Any:
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+        return bool(part_of(self.annotations, "io.kubernetes.cri.container-type") == "container")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from uvm._guest.specs import bundle_of
 from uvm._wire.ports import vsock_service_id
@@ -23,6 +23,7 @@ from uvm.backends.fake.guest.messages import Incoming
 from uvm.backends.fake.guest.processes import SIGKILL, SIGTERM, GuestProcess
 from uvm.backends.fake.guest.programs import Program
 from uvm.backends.fake.guest.service import GuestService
+from uvm.backends.fake.guest.state import FakeGuest
 from uvm.backends.fake.guest.statistics import lcow_metrics
 from uvm.backends.fake.guest.stdio import Terminal
 from uvm.errors import GuestError
@@ -64,6 +65,8 @@ def _command(request: Incoming, parameters: LinuxProcessParameters) -> Command:
 
 class LinuxService(GuestService):
     """The compute service of a Linux guest."""
+
+    guest_kind: ClassVar[type[FakeGuest]] = LinuxGuest
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

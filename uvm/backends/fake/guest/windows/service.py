@@ -15,6 +15,7 @@ from uvm.backends.fake.guest.execution import Command, asked_streams
 from uvm.backends.fake.guest.messages import Incoming
 from uvm.backends.fake.guest.processes import GuestProcess
 from uvm.backends.fake.guest.service import GuestService
+from uvm.backends.fake.guest.state import FakeGuest
 from uvm.backends.fake.guest.statistics import windows_statistics
 from uvm.backends.fake.guest.stdio import Terminal
 from uvm.backends.fake.guest.windows.commandline import split_command_line
@@ -59,6 +60,7 @@ def _command(request: Incoming, parameters: ProcessParameters) -> Command:
 class WindowsService(GuestService):
     """The compute service of a Windows guest."""
 
+    guest_kind: ClassVar[type[FakeGuest]] = WindowsGuest
     facts: ClassVar[JSON] = {
         "SendHostCreateMessage": True,
         "SendHostStartMessage": True,

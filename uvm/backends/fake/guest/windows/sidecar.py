@@ -8,12 +8,11 @@ Source: hcsshim internal/gcs-sidecar/handlers.go and uvm.go.
 from __future__ import annotations
 
 import re
-from typing import Final, Protocol
+from typing import Final
 
 from uvm.backend import JSON
 from uvm.backends.fake.guest.messages import Incoming
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest
-from uvm.errors import GuestError
 from uvm.hresult import HResult
 from uvm.schema.container import CWCOWHostedSystem
 from uvm.schema.guest import CWCOWCombinedLayers
@@ -26,12 +25,7 @@ _VOLUME: Final = re.compile(
 _NO_POLICY: Final = "operation denied: no security policy is set"
 
 
-class _Refusing(Protocol):
-    def refuse(self, code: int, text: str) -> GuestError:
-        """Return the error that refuses the request."""
-
-
-def check_open(request: _Refusing, guest: FakeGuest, what: str) -> None:
+def check_open(request: Incoming | GuestRequest, guest: FakeGuest, what: str) -> None:
     """Refuse what is asked before there is a policy."""
     if guest.policy is None:
         raise request.refuse(HResult.E_FAIL, f"{what}: {_NO_POLICY}")

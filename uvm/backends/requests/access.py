@@ -1,19 +1,29 @@
-"""Access of VMs to host paths: the access-control entries that ``HcsGrantVmAccess`` adds."""
+"""Access of VMs to host paths: the access-control entries that ``HcsGrantVmAccess`` adds.
+
+A backend that opens the files of VMs with its own rights holds each VM to what its caller granted, as HCS
+does, so that a caller who forgets a grant finds out.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from uvm._repr import shown
 from uvm.backend import VM_GROUP, AccessMask
-from uvm.backends.fake.files import FakeFiles
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
 
 class AccessTable:
-    """Entries by path. Granting the same access to the same VM again is one entry, not a count."""
+    """Entries by path. Granting the same access to the same VM again is one entry, not a count.
 
-    def __init__(self, files: FakeFiles) -> None:
-        self._files = files
+    :param key: returns the key of a path, which all its spellings have.
+    :param find: returns what is at a path; something false if nothing is.
+    """
+
+    def __init__(self, key: Callable[[str], str], find: Callable[[str], object]) -> None:
+        self._key = key
+        self._find = find
         self._masks: dict[str, dict[str, AccessMask]] = {}
         self._paths: dict[str, str] = {}
 
@@ -25,15 +35,15 @@ class AccessTable:
 
         :raises HostError: ERROR_FILE_NOT_FOUND.
         """
-        if self._files.look(path) is None:
+        if not self._find(path):
             raise HostError(f"grant access to {path}", HResult.ERROR_FILE_NOT_FOUND, "it does not exist")
-        key = self._files.key(path)
+        key = self._key(path)
         self._paths.setdefault(key, path)
         self._masks.setdefault(key, {})[to] = mask if to == VM_GROUP else "all"
 
     def revoke(self, path: str, to: str) -> None:
         """Remove an entry; does nothing if there is none, or nothing at the path."""
-        key = self._files.key(path)
+        key = self._key(path)
         masks = self._masks.get(key, {})
         masks.pop(to, None)
         if not masks and key in self._masks:
@@ -41,13 +51,13 @@ class AccessTable:
 
     def allows(self, path: str, vm_id: str, *, writable: bool) -> bool:
         """Return whether a VM may open a path."""
-        masks = self._masks.get(self._files.key(path), {})
+        masks = self.granted(path)
         granted = (masks.get(vm_id), masks.get(VM_GROUP))
         return "all" in granted or ("read" in granted and not writable)
 
     def granted(self, path: str) -> dict[str, AccessMask]:
         """Return the entries of a path: VM ids, and the VM group, to masks."""
-        return dict(self._masks.get(self._files.key(path), {}))
+        return dict(self._masks.get(self._key(path), {}))
 
     def paths(self, to: str) -> list[str]:
         """Return the paths, as they were first granted, that a VM or the VM group has entries on."""
