@@ -46,9 +46,12 @@ class Sender:
     def __init__(self, at: int = 0) -> None:
         self._unacknowledged: deque[Buffer] = deque()
         self._unsent: deque[Buffer] = deque()
-        self.base = self.next = self.end = self.limit = at
-        self.ended = False
-        self.starved = False
+        self.base: int = at
+        self.next: int = at
+        self.end: int = at
+        self.limit: int = at
+        self.ended: bool = False
+        self.starved: bool = False
 
     @property
     def room(self) -> int:
@@ -143,10 +146,12 @@ class Receiver:
     __slots__ = ("announced", "consumed", "ended", "limit", "received", "window")
 
     def __init__(self, window: int, at: int = 0) -> None:
-        self.window = window
-        self.received = self.consumed = self.announced = at
-        self.limit = at + window
-        self.ended = False
+        self.window: int = window
+        self.received: int = at
+        self.consumed: int = at
+        self.announced: int = at
+        self.limit: int = at + window
+        self.ended: bool = False
 
     @property
     def finished(self) -> bool:
@@ -220,18 +225,18 @@ class Channel:
     )
 
     def __init__(self, id: int, port: int, sender: Sender, receiver: Receiver) -> None:
-        self.id = id
-        self.port = port
-        self.sender = sender
-        self.receiver = receiver
-        self.lost = 0
+        self.id: int = id
+        self.port: int = port
+        self.sender: Sender = sender
+        self.receiver: Receiver = receiver
+        self.lost: int = 0
         self.owner: Any = None
-        self.gone = False
-        self.accepted = False
+        self.gone: bool = False
+        self.accepted: bool = False
         # Of the mux: it is to be opened; closed by its caller; queued, since it has something to send.
-        self.opening = False
-        self.closing = False
-        self.queued = False
+        self.opening: bool = False
+        self.closing: bool = False
+        self.queued: bool = False
 
     def __repr__(self) -> str:
         return f"<Channel {self.id} to port {self.port}{' (gone)' if self.gone else ''}>"

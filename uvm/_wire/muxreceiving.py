@@ -38,9 +38,11 @@ class Receiving(Sending):
     :ivar more: :meth:`received` has not handled all that has come; it is to be called again.
     """
 
+    synchronised: bool
+
     def __init__(self, *, guest: bool) -> None:
         super().__init__(guest=guest)
-        self.more = False
+        self.more: bool = False
         self._error: MuxError | None = None
         self._inbox = memoryview(bytearray(_INBOX))
         self._start = self._stop = 0

@@ -39,7 +39,7 @@ class Sending:
         self.guest: Final = guest
         self.channels: dict[int, Channel] = {}
         self.listening: set[int] = set()
-        self.synchronised = False
+        self.synchronised: bool = False
         self._reserved = 0
         # What is to be written: this, and what can be computed from the rest.
         self._batch: deque[Buffer] = deque()
