@@ -15,7 +15,7 @@ from uvm.errors import WireError
 
 @pytest.fixture
 def hostile() -> Iterator[RawHost]:
-    with RawHost(arguments=("-m", "uvm.agent.faults")) as host:
+    with RawHost(arguments=("-m", "tests.agent.faults")) as host:
         host.connect()
         yield host
 

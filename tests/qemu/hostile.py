@@ -1,7 +1,7 @@
 """Hostile guests beside one that is not: ``python -m tests.qemu.hostile LOOP DIRECTORY [FAULT...]``.
 
 It is a process of its own, since it measures what they cost it. All guests are clones of one template, whose
-image has the agent of :mod:`uvm.agent.faults`.
+image has the agent of :mod:`tests.agent.faults`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from uvm.backends.qemu.muxlink import MuxLink
 from uvm.errors import UVMError
 
 #: The image of guests that can turn hostile.
-IMAGE: Final = ImageOptions(service="uvm.agent.faults")
+IMAGE: Final = ImageOptions(service="tests.agent.faults", roots=(str(Path(__file__).parents[2]),))
 
 #: The faults that end what their caller waits for.
 ENDING: Final = ("exit", "panic", "hang", "garbage", "overrun", "lie", "flood")

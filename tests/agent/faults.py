@@ -1,7 +1,7 @@
-"""An agent that is broken or hostile on demand, for tests; no image but theirs contains it.
+"""An agent that is broken or hostile on demand; no image but that of the tests contains it.
 
-An image whose service is this module (``ImageOptions(service="uvm.agent.faults")``) behaves as any other
-until a process is started whose program is named ``fault``: ``["fault", "panic"]``. Each fault is one of:
+An image whose service is this module (:mod:`tests.qemu.hostile`) behaves as any other until a process is
+started whose program is named ``fault``: ``["fault", "panic"]``. Each fault is one of:
 
 =============  ============================================================================================
 ``exit``       the first process ends, and with it the kernel
