@@ -267,7 +267,7 @@ def linux_container(
     _clean_resources(clean)
     clean.pop("hooks", None)
     clean["linux"].pop("cgroupsPath", None)
-    if _part(clean, "annotations").get(_PRIVILEGED) in _TRUE:
+    if part(clean, "annotations").get(_PRIVILEGED) in _TRUE:
         clean["linux"].pop("seccomp", None)
     return LinuxHostedSystem(
         oci_bundle_path=bundle_path, oci_specification=clean, scratch_dir_path=scratch_path
@@ -355,10 +355,10 @@ def paths_in(document: object, os: str) -> Iterator[str]:
 
 
 def _clean_resources(spec: dict[str, Any]) -> None:
-    resources = _part(spec, "linux.resources")
+    resources = part(spec, "linux.resources")
     for name in _UNSUPPORTED_RESOURCES:
         resources.pop(name, None)
-    cpu = _part(spec, "linux.resources.cpu")
+    cpu = part(spec, "linux.resources.cpu")
     if cpu.get("period") == 0:
         cpu["period"] = _DEFAULT_CPU_PERIOD
     if cpu.get("quota") == 0:
@@ -366,8 +366,8 @@ def _clean_resources(spec: dict[str, Any]) -> None:
 
 
 def _clean_windows(spec: dict[str, Any]) -> None:
-    devices = _part(spec, "windows").get("devices")
-    namespace = _part(spec, "windows.network").get("networkNamespace")
+    devices = part(spec, "windows").get("devices")
+    namespace = part(spec, "windows.network").get("networkNamespace")
     spec.pop("windows", None)
     if namespace:
         spec["windows"] = {"network": {"networkNamespace": namespace}}
@@ -375,14 +375,17 @@ def _clean_windows(spec: dict[str, Any]) -> None:
         spec.setdefault("windows", {})["devices"] = devices
 
 
-def _part(spec: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return a part of a specification; an empty one where it has none."""
-    part = spec
+def part(spec: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return a part of a specification by its path, such as ``windows.network``; an empty one if it has none.
+
+    :raises OptionsError: it is no JSON object.
+    """
+    found: Any = spec
     for name in path.split("."):
-        part = {} if part.get(name) is None else part[name]
-        if not isinstance(part, dict):
-            raise OptionsError(f"{path} of the specification is {kind_of(part)}")
-    return part
+        found = {} if found.get(name) is None else found[name]
+        if not isinstance(found, dict):
+            raise OptionsError(f"{path} of the specification is {kind_of(found)}, not a JSON object")
+    return found  # type: ignore[no-any-return]
 
 
 def _copy(what: str, document: object) -> dict[str, Any]:

@@ -27,17 +27,19 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from uvm._guest.specs import check_writable, linux_container, spec_of, with_namespace
+from uvm._guest.specs import check_writable, linux_container, part, spec_of, with_namespace
 from uvm._names import guest_path
 from uvm._vm.pods.plan import (
     BLOCK_DEVICE,
     CONTAINER_TYPE,
+    DISKS,
     GUEST,
     HUGE_PAGES,
     SANDBOX,
     SANDBOX_ID,
     SANDBOX_TMP,
     Attachment,
+    Device,
     Disk,
     GuestRoot,
     Member,
@@ -45,14 +47,15 @@ from uvm._vm.pods.plan import (
     Role,
     Share,
     confined,
-    devices_of,
+    devices_in,
     items,
     mounts_of,
-    part,
+    refuse_device_twice,
     source_of,
 )
 from uvm.backend import JSON
 from uvm.devices.scsi import DiskType, Mount, parse_evd
+from uvm.devices.vpci import PCI_ID_TYPES
 from uvm.errors import OptionsError
 
 #: Where Plan9 shares are mounted (hcsshim ``internal/controller/device/plan9/mount``): not in the bundle of
@@ -137,7 +140,9 @@ def plan(spec: Mapping[str, Any], member: Member) -> LinuxPlan:
         elif wanted is not None:
             mounts[mount.index] = wanted
     _join_pod(own, member)
-    made = LinuxPlan(own, sources, mounts, devices_of(own))
+    devices = [each["id"] for each in devices_in(own, PCI_ID_TYPES)]
+    refuse_device_twice(devices)
+    made = LinuxPlan(own, sources, mounts, tuple(map(Device, devices)))
     _check(made, member)
     return made
 
@@ -154,15 +159,15 @@ _Planned = Attachment | str | None
 
 
 def _kind_of(mount: OCIMount) -> Callable[[OCIMount, Member], _Planned]:
-    if mount.destination.startswith(BLOCK_DEVICE) and mount.type not in _DISKS:
+    if mount.destination.startswith(BLOCK_DEVICE) and mount.type not in DISKS:
         raise OptionsError(
-            f"{mount} is of the type {mount.type!r}; {BLOCK_DEVICE} is for disks: {', '.join(sorted(_DISKS))}"
+            f"{mount} is of the type {mount.type!r}; {BLOCK_DEVICE} is for disks: {', '.join(sorted(DISKS))}"
         )
     if mount.type not in MOUNTS and not mount.is_bind:
         raise OptionsError(
             f"{mount} is of the type {mount.type!r}, which is unknown; known are {', '.join(sorted(MOUNTS))}"
         )
-    return MOUNTS["bind"] if mount.is_bind and mount.type not in _DISKS else MOUNTS[mount.type]
+    return MOUNTS["bind"] if mount.is_bind and mount.type not in DISKS else MOUNTS[mount.type]
 
 
 def _bind(mount: OCIMount, member: Member) -> _Planned:
@@ -214,16 +219,10 @@ def _disk(type: DiskType, mount: OCIMount, member: Member) -> _Planned:
     return Disk(path, type, mount.read_only, Mount(options=options, block_device=block_device))
 
 
-_DISKS: Final = {
-    "virtual-disk": partial(_disk, DiskType.VIRTUAL_DISK),
-    "physical-disk": partial(_disk, DiskType.PASS_THRU),
-    "extensible-virtual-disk": partial(_disk, DiskType.EXTENSIBLE_VIRTUAL_DISK),
-}
-
 #: By the type of a mount, what it takes.
 MOUNTS: Final[dict[str, Callable[[OCIMount, Member], _Planned]]] = {
     "bind": _bind,
-    **_DISKS,
+    **{name: partial(_disk, type) for name, type in DISKS.items()},
     **dict.fromkeys(_FILE_SYSTEMS, lambda mount, member: None),
 }
 

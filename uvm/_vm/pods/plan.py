@@ -22,19 +22,18 @@ Source: hcsshim ``internal/hcsoci`` (``create.go``, ``resources_lcow.go``, ``res
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, Protocol, TypeAlias
 
 from attrs import frozen
 
 from uvm._arguments import kind_of, refuse_twice
-from uvm._guest.specs import Command, check_text
+from uvm._guest.specs import Command, check_text, part
 from uvm._names import GuestOS, guest_path_key, pci_function, pci_key
 from uvm._repr import brief_call
 from uvm.backend import JSON
 from uvm.devices.scsi import DiskType, Mount
-from uvm.devices.vpci import PCI_ID_TYPES
 from uvm.errors import OptionsError
 
 #: Which container of a pod it is, and of which pod (hcsshim ``pkg/annotations``).
@@ -79,6 +78,13 @@ class Member:
 
 
 # What can be attached.
+
+#: The disks of mounts, by the types of these.
+DISKS: Final = {
+    "virtual-disk": DiskType.VIRTUAL_DISK,
+    "physical-disk": DiskType.PASS_THRU,
+    "extensible-virtual-disk": DiskType.EXTENSIBLE_VIRTUAL_DISK,
+}
 
 
 @frozen
@@ -209,19 +215,6 @@ def specification(given: object) -> Mapping[str, Any]:
     return given
 
 
-def part(spec: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return a part of a specification by its path, such as ``windows.network``; an empty one if it has none.
-
-    :raises OptionsError: it is no JSON object.
-    """
-    found: Any = spec
-    for name in path.split("."):
-        found = found.get(name) or {}
-        if not isinstance(found, dict):
-            raise OptionsError(f"{path} of the specification is {kind_of(found)}, not a JSON object")
-    return found  # type: ignore[no-any-return]
-
-
 def items(spec: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
     """Return a list of JSON objects in a specification, by its path; an empty one if it has none.
 
@@ -284,23 +277,22 @@ def confined(mount: OCIMount, prefix: str, os: GuestOS = "linux") -> str:
     return "/" + posixpath.normpath("/" + rest).lstrip("/")
 
 
-def devices_of(spec: Mapping[str, Any]) -> tuple[Device, ...]:
-    """Return the devices that a specification has assigned (``windows.devices``).
+def devices_in(spec: Mapping[str, Any], types: Collection[str]) -> list[dict[str, Any]]:
+    """Return the devices of a specification (``windows.devices``).
 
-    :raises OptionsError: one is malformed, of an unknown type, or there twice.
+    :param types: the known types of their ids.
+    :raises OptionsError: one is malformed, or of an unknown type.
     """
     found = items(spec, "windows.devices")
     for index, each in enumerate(found):
         for name in ("id", "idType"):
             check_text(f"windows.devices[{index}].{name} of the specification", each.get(name))
-        if each["idType"] not in PCI_ID_TYPES:
-            known = ", ".join(sorted(PCI_ID_TYPES))
+        if each["idType"] not in types:
             raise OptionsError(
                 f"windows.devices[{index}] of the specification is of the type {each['idType']!r}, which is "
-                f"unknown; known are {known}"
+                f"unknown; known are {', '.join(sorted(types))}"
             )
-    refuse_device_twice(each["id"] for each in found)
-    return tuple(Device(each["id"]) for each in found)
+    return found
 
 
 def refuse_device_twice(paths: Iterable[str]) -> None:

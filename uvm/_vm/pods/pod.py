@@ -32,7 +32,7 @@ from uvm._arguments import items_of
 from uvm._async import end_after, errors_of, opens, suggesting
 from uvm._checks import checked, flag, guid_of, text
 from uvm._errands import Release
-from uvm._guest.specs import check_container_id
+from uvm._guest.specs import check_container_id, part
 from uvm._home import Bound
 from uvm._names import HostPath, guid_key, text_of
 from uvm._repr import brief, counted
@@ -47,7 +47,6 @@ from uvm._vm.pods.plan import (
     Member,
     Role,
     items,
-    part,
     specification,
 )
 from uvm._vm.pods.resources import ContainerResources, Layers

@@ -34,10 +34,11 @@ from attrs import frozen
 from uvm._checks import whole
 from uvm._document.common import registry_value
 from uvm._guest.resources import read_resources
-from uvm._guest.specs import Command, check_text, check_writable, windows_container
+from uvm._guest.specs import Command, check_text, check_writable, part, windows_container
 from uvm._names import guest_path, guest_path_key, is_at_or_under, pipe_path
 from uvm._vm.pods.plan import (
     BLOCK_DEVICE,
+    DISKS,
     GUEST,
     HUGE_PAGES,
     PIPE,
@@ -53,9 +54,9 @@ from uvm._vm.pods.plan import (
     Pipe,
     Share,
     confined,
+    devices_in,
     items,
     mounts_of,
-    part,
     refuse_device_twice,
     source_of,
 )
@@ -335,9 +336,7 @@ SOURCES: Final[dict[str, Callable[[OCIMount, VMFacts], _Planned]]] = {
 #: By the type of a mount, what it takes.
 TYPES: Final[dict[str, Callable[[OCIMount, VMFacts], _Planned]]] = {
     "": _by_source,
-    "virtual-disk": partial(_disk, DiskType.VIRTUAL_DISK),
-    "physical-disk": partial(_disk, DiskType.PASS_THRU),
-    "extensible-virtual-disk": partial(_disk, DiskType.EXTENSIBLE_VIRTUAL_DISK),
+    **{name: partial(_disk, type) for name, type in DISKS.items()},
 }
 
 
@@ -350,21 +349,13 @@ def _devices(spec: JSON, facts: VMFacts) -> dict[int, LocatedDevice]:
     :raises OptionsError: one is of an unknown type, or there twice, or there is nothing to locate it with.
     """
     found = dict[int, LocatedDevice]()
-    for index, each in enumerate(items(spec, "windows.devices")):
-        where = f"windows.devices[{index}] of the specification"
-        for name in ("id", "idType"):
-            check_text(f"{where}: {name}", each.get(name))
+    for index, each in enumerate(devices_in(spec, (*PCI_ID_TYPES, *_NAMED_DEVICES))):
         if each["idType"] in _NAMED_DEVICES:
             continue
-        if each["idType"] not in PCI_ID_TYPES:
-            known = ", ".join(sorted((*PCI_ID_TYPES, *_NAMED_DEVICES)))
-            raise OptionsError(
-                f"{where} is of the type {each['idType']!r}, which is unknown; known are {known}"
-            )
         if not facts.device_util:
             raise OptionsError(
-                f"{where} is located in a Windows guest by hcsshim's device-util.exe; name that "
-                "(Pod.create(device_util=)). Nothing was attached"
+                f"windows.devices[{index}] of the specification is located in a Windows guest by hcsshim's "
+                "device-util.exe; name that (Pod.create(device_util=)). Nothing was attached"
             )
         found[index] = LocatedDevice(each["id"], facts.device_util)
     refuse_device_twice(each.path for each in found.values())
