@@ -33,7 +33,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
-from types import TracebackType
 from typing import Any, ClassVar, Final
 
 import anyio
@@ -312,12 +311,7 @@ class Hosted(AbstractContextManager[Any]):
             self._hosting = None
             raise
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> bool | None:
         hosting = self._hosting
         if hosting is None:
             raise VMStateError("the context was left before it was entered")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import TracebackType
 
 from uvm._async import end_after
 from uvm._buses.context import Context
@@ -34,10 +33,5 @@ class ClosedOnLeaving(ABC):
     async def close(self) -> None:
         """Begin the closing, which goes on if the caller leaves, and wait for its end."""
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         await end_after(exc, self.close, "closing the VM")
