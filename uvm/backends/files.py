@@ -17,29 +17,11 @@ from typing import Final, Protocol
 from attrs import frozen
 
 from uvm.backend import FileInfo
-from uvm.backends.winerrors import code_of
+from uvm.backends.winerrors import CANT_RESOLVE_FILENAME, code_of, host_error
 from uvm.backends.workers import Workers
-from uvm.errors import HostError, HostPathError
-from uvm.hresult import HResult, hresult_from_win32
+from uvm.errors import HostPathError
 
 _READ_BYTES: Final = 1 << 20
-
-_CANT_RESOLVE_FILENAME: Final = 1921
-
-#: Windows's codes for errno values, for other systems than Windows.
-_WIN32_OF: Final = {
-    errno.ENOENT: 2,
-    errno.EACCES: 5,
-    errno.EPERM: 5,
-    errno.EBUSY: 32,
-    errno.EEXIST: 80,
-    errno.ENOSPC: 112,
-    errno.ENOTEMPTY: 145,
-    errno.ENAMETOOLONG: 206,
-    errno.ENOTDIR: 267,
-    errno.ELOOP: _CANT_RESOLVE_FILENAME,
-}
-
 
 #: Makes a copy of a file, blocking; HostError if it fails, or was stopped.
 CopyCall = Callable[[str, str], None]
@@ -170,7 +152,7 @@ def _resolve(path: str) -> str:
                 raise ValueError("embedded null character")
             resolved = os.path.realpath(path, strict=True)
         except OSError as e:
-            if e.errno == errno.ELOOP or code_of(e) == _CANT_RESOLVE_FILENAME:
+            if e.errno == errno.ELOOP or code_of(e) == CANT_RESOLVE_FILENAME:
                 raise
             return path
     # It may differ in case alone, as from the name on the disk.
@@ -239,12 +221,7 @@ def _translated_errors(operation: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise HostError(f"{operation} {path}", _hresult(e), e.strerror or str(e)) from e
+        raise host_error(f"{operation} {path}", e) from e
     except ValueError as e:
         # A NUL, or an unpaired surrogate.
         raise HostPathError(ascii(path), f"it is not a valid path: {e}") from e
-
-
-def _hresult(error: OSError) -> int:
-    code = code_of(error) or _WIN32_OF.get(error.errno or 0)
-    return HResult.E_FAIL if code is None else hresult_from_win32(code)

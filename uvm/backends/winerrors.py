@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 from uvm.errors import HostError
 from uvm.hresult import HResult, hresult_from_win32
 
 NOTHING_THERE: Final = frozenset({HResult.ERROR_FILE_NOT_FOUND, HResult.ERROR_PATH_NOT_FOUND})
+CANT_RESOLVE_FILENAME: Final = 1921
+
+#: Windows's codes for errno values, for other systems than Windows.
+_WIN32_OF: Final = {
+    errno.ENOENT: 2,
+    errno.ENOTDIR: 3,
+    errno.EACCES: 5,
+    errno.EPERM: 5,
+    errno.EROFS: 5,
+    errno.EISDIR: 5,
+    errno.EBUSY: 32,
+    errno.ETXTBSY: 32,
+    errno.EEXIST: 80,
+    errno.ENOSPC: 112,
+    errno.ENOTEMPTY: 145,
+    errno.ENAMETOOLONG: 206,
+    errno.ELOOP: CANT_RESOLVE_FILENAME,
+}
 
 
 class tolerating:
@@ -28,7 +47,13 @@ def code_of(error: OSError) -> int:
     return code or 0
 
 
+def hresult_of(error: Exception) -> int:
+    """Return the HRESULT of an error, by its Windows code or its errno; E_FAIL if it has none."""
+    code = code_of(error) if isinstance(error, OSError) else 0
+    code = code or _WIN32_OF.get(getattr(error, "errno", None) or 0, 0)
+    return hresult_from_win32(code) or HResult.E_FAIL
+
+
 def host_error(operation: str, error: OSError) -> HostError:
-    """Return a HostError for an error; E_FAIL if it has no Windows code."""
-    code = hresult_from_win32(code_of(error)) or HResult.E_FAIL
-    return HostError(operation, code, error.strerror or str(error))
+    """Return a HostError for an error: see :func:`hresult_of`."""
+    return HostError(operation, hresult_of(error), error.strerror or str(error))

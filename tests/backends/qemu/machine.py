@@ -12,8 +12,10 @@ from attrs import define, field
 from uvm.backend import JSON, HostInfo
 from uvm.backends.qemu.devices.request import Host
 from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.monitor import Monitor
 from uvm.backends.qemu.network import QEMUNetwork
 from uvm.backends.qemu.qmp import QMPError
+from uvm.backends.requests.access import AccessTable
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.json import from_json
@@ -26,7 +28,7 @@ ADAPTERS = "VirtualMachine/Devices/NetworkAdapters"
 
 
 @define
-class ScriptedMachine:
+class ScriptedMachine(Monitor):
     """A VM whose QEMU answers as it is told.
 
     :ivar asked: the commands, with their arguments.
@@ -67,7 +69,7 @@ class ScriptedMachine:
             return {"fdset-id": len(self.opened), "fd": fds[0]}
         return {}
 
-    async def unplug(self, operation: str, device: str) -> None:
+    async def unplug(self, operation: str, device: str, seconds: float = 0) -> None:
         """Unplug a device, unless the guest keeps it."""
         await self.ask(operation, "device_del", {"id": device})
         if device in self.kept:
@@ -92,15 +94,15 @@ def _path_of(fd: int) -> str:
 
 
 @define
-class Grants:
+class Grants(AccessTable):
     """Access to what it names."""
 
-    paths: set[str] = field(factory=set)
+    granted_paths: set[str] = field(factory=set)
     every: bool = True
 
     def allows(self, path: str, vm_id: str, *, writable: bool) -> bool:
         """Return whether a VM may open a path."""
-        return self.every or path in self.paths
+        return self.every or path in self.granted_paths
 
 
 @define

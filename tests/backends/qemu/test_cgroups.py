@@ -192,7 +192,7 @@ async def test_a_cgroup_is_noted_before_it_is_made_so_that_it_is_always_found(
 
     def make(cgroup: Cgroup, shape: Topology, *, emulated: bool) -> None:
         [record] = (tmp_path / "run").glob("*/vm.json")
-        noted.append(json.loads(record.read_text())["Cgroup"])
+        noted.append(json.loads(record.read_text())["cgroup"])
         raise NotSupportedError("as if this process had been killed")
 
     monkeypatch.setattr(Cgroup, "make", make)

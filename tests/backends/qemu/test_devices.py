@@ -81,11 +81,11 @@ async def test_a_qcow2_image_reads_no_name_of_a_backing_file(tmp_path: Path) -> 
 async def test_a_backing_file_is_opened_only_with_access_to_it(tmp_path: Path) -> None:
     vm, base = await rig(tmp_path), _disk(tmp_path, "base.img")
     path = images.written(tmp_path / "disk.qcow2", images.qcow2(backing="base.img", backing_format="raw"))
-    vm.grants.every, vm.grants.paths = False, {path}
+    vm.grants.every, vm.grants.granted_paths = False, {path}
     with _refused(HResult.E_ACCESSDENIED, "base.img"):
         await vm.attach(path)
     assert vm.machine.asked == []
-    vm.grants.paths = {path, base}
+    vm.grants.granted_paths = {path, base}
     await vm.attach(path)
     assert vm.machine.opened == [path, base]
     backing = vm.machine.last("blockdev-add")["backing"]

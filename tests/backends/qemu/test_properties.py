@@ -30,6 +30,7 @@ class _VM(ScriptedMachine):
     pid: int = os.getpid()
     runtime_id: str = "aaaaaaaa-0000-0000-0000-000000000001"
     ends_with_last_handle: bool = True
+    devices: Any = None
 
     @property
     def monitor(self) -> ScriptedMachine:
@@ -54,8 +55,9 @@ class _VM(ScriptedMachine):
         ]
 
 
-async def _query(tmp_path: Path, vm: _VM, *types: str, queries: tuple[str, ...] = ()) -> JSON:
-    return await query(vm, (await rig(tmp_path)).tree, _INFO, types, queries)
+async def _query(tmp_path: Path, vm: Any, *types: str, queries: tuple[str, ...] = ()) -> JSON:
+    vm.devices = (await rig(tmp_path)).tree
+    return await query(vm, _INFO, types, queries)
 
 
 async def test_without_types_there_is_the_summary(tmp_path: Path) -> None:

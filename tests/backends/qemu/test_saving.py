@@ -17,6 +17,7 @@ from attrs import define, evolve, field
 from tests.backends.qemu.images import MIB, qcow2, written
 from tests.backends.qemu.machine import PLAN9, rig
 from uvm.backends.qemu.devices.tree import DeviceTree
+from uvm.backends.qemu.monitor import Monitor
 from uvm.backends.qemu.saving import (
     Build,
     Memory,
@@ -37,7 +38,7 @@ _STATE = b"the state of devices"
 
 
 @define
-class _QEMU:
+class _QEMU(Monitor):
     """A QEMU that saves, and loads, as its statuses say: each is one answer."""
 
     statuses: list[str] = field(factory=lambda: ["setup", "active", "completed"])

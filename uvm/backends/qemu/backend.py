@@ -15,8 +15,7 @@ import platform
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from uuid import uuid4
 
 import anyio
@@ -36,7 +35,6 @@ from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.files import linux_files
 from uvm.backends.qemu.inherited import Inherited, copied_mb
 from uvm.backends.qemu.launch import Adopted, Launcher, Starter
-from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.network import QEMUNetwork
 from uvm.backends.qemu.othersystem import OtherSystem
 from uvm.backends.qemu.pipes import UnixPipes
@@ -46,7 +44,7 @@ from uvm.backends.qemu.preconditions import (
     explained,
     program,
 )
-from uvm.backends.qemu.properties import service_property, summary_of
+from uvm.backends.qemu.properties import service_property
 from uvm.backends.qemu.room import available_mb, check_room
 from uvm.backends.qemu.runtime import (
     ProcessName,
@@ -295,7 +293,6 @@ class QEMUBackend:
             raise
 
     async def _launch(self, vm: VM, document: JSON) -> None:
-        connect = partial(MuxLink, adopts=False)
         opening = partial(Inherited, vm.boot, vm.directory, vm.console_path)
         with await finish(opening, undo=Inherited.discard) as files:
             vm.console = files.console_socket
@@ -303,7 +300,7 @@ class QEMUBackend:
                 self._keep(vm, document)
             arguments = partial(self._arguments, vm, files)
             try:
-                await vm.launch(self._launcher, arguments, files.fds, connect, self._entered())
+                await vm.launch(self._launcher, arguments, files.fds, self._entered())
             except HostError as error:
                 raise await anyio.to_thread.run_sync(explained, error, self._binary, vm.boot) from error
 
@@ -454,7 +451,7 @@ class QEMUBackend:
             vm.console = None if kept["Console"] is None else SocketFile(*kept["Console"])
             vm.devices = self._devices(vm, await self.host(), kept["RootPorts"], kept["ShareSlots"])
             try:
-                await vm.adopt(Adopted(qemu.pid, pidfd), MuxLink, self._entered())
+                await vm.adopt(Adopted(qemu.pid, pidfd), self._entered())
             finally:
                 if vm.lifetime.served:
                     # The task that serves it closes what there is.
@@ -467,7 +464,7 @@ class QEMUBackend:
         self._entered()
         records = await anyio.to_thread.run_sync(lambda: [*self._directory.records()])
         found = [vm.summary() for vm in self._vms.values()]
-        found += [summary_of(each, stopped=False) for each in records if each.id not in self._vms]
+        found += [each.summary() for each in records if each.id not in self._vms]
         return chosen(found, query)
 
     def new_id(self) -> str:
@@ -483,13 +480,8 @@ class QEMUBackend:
         self._tasks = await self._group.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._group.__aexit__(exc_type, exc, traceback)
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._group.__aexit__(*exc_info)
 
     async def _end(self, failure: BaseException | None) -> BaseException | None:
         """End what runs."""

@@ -16,6 +16,7 @@ from uuid import UUID
 from uvm.backends.files import CopyCall, RealFiles, Stop
 from uvm.backends.qemu.images import DRIVERS, Image, ImageError, ImageFormat, format_of, read_image, vhd
 from uvm.backends.qemu.images.overlay import overlay_image
+from uvm.backends.winerrors import host_error
 from uvm.backends.workers import Workers
 from uvm.errors import HostError, HostPathError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
@@ -23,16 +24,6 @@ from uvm.hresult import HResult
 _COPY_BYTES: Final = 16 << 20
 #: The kernel cannot copy between these files by itself.
 _NOT_BY_KERNEL: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
-_CODES: Final = {
-    errno.ENOENT: HResult.ERROR_FILE_NOT_FOUND,
-    errno.EACCES: HResult.E_ACCESSDENIED,
-    errno.EPERM: HResult.E_ACCESSDENIED,
-    errno.EROFS: HResult.E_ACCESSDENIED,
-    errno.EISDIR: HResult.E_ACCESSDENIED,
-    errno.ETXTBSY: HResult.ERROR_SHARING_VIOLATION,
-    errno.EEXIST: HResult.ERROR_FILE_EXISTS,
-    errno.ENOSPC: HResult.ERROR_DISK_FULL,
-}
 
 
 def linux_files() -> RealFiles:
@@ -154,5 +145,4 @@ def _translated(operation: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        code = _CODES.get(error.errno or 0, HResult.E_FAIL)
-        raise HostError(operation, code, error.strerror or str(error)) from error
+        raise host_error(operation, error) from error

@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Collection
-from typing import Protocol, TypeAlias
-
 import anyio
 from attrs import define, field
 
 from uvm._wire.ports import vsock_port
 from uvm.backend import ByteStream, Listener
 from uvm.backends.qemu.exits import Exit
+from uvm.backends.qemu.muxlink import MuxLink
 from uvm.errors import BridgeClosedError, HostError, VMExitedError, WireError
 from uvm.hresult import HResult
-
-
-class Connections(Protocol):
-    """The connections with a guest, over one socket: :class:`uvm.backends.qemu.muxlink.MuxLink`."""
-
-    failure: Exception | None
-
-    @property
-    def waiting(self) -> Collection[int]:
-        """The ports at which connections for an earlier process wait."""
-
-    async def serve(self) -> None:
-        """Carry them until the socket ends, or :meth:`close` is called. Raises nothing."""
-
-    def listen(self, port: int) -> Listener:
-        """Listen for the guest to connect to a port."""
-
-    def close(self) -> None:
-        """End all of them, at once."""
-
-
-#: Makes the connections with the guest of a socket.
-Connect: TypeAlias = Callable[[socket.socket], Connections]
 
 
 @define(eq=False, repr=False)
@@ -47,7 +21,7 @@ class GuestLink:
     """
 
     vm_id: str
-    connections: Connections
+    connections: MuxLink
     _exit: Exit
 
     async def listen(self, service_id: str) -> Listener:

@@ -16,8 +16,9 @@ kept for as long as a handle is open on it, or it runs.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import anyio
 from attrs import define, field
@@ -45,8 +46,6 @@ from uvm.schema.process import (
     SignalProcessOptionsLCOW,
 )
 from uvm.schema.properties import GuestConnectionInfo
-
-T = TypeVar("T")
 
 _log = Log("uvm")
 
@@ -129,12 +128,14 @@ class HostConnection:
     async def modify(self, request: JSON) -> None:
         """Have the guest carry out a request; HostError if it refuses."""
         guest = await self.guest("modify")
-        await self._asked("modify", guest.modify(request))
+        with _as_the_host(f"modify {self._name}"):
+            await guest.modify(request)
 
     async def shutdown(self) -> None:
         """Ask the guest to shut down; HostError if it refuses."""
         guest = await self.guest("shut down")
-        await self._asked("shut down", guest.shutdown())
+        with _as_the_host(f"shut down {self._name}"):
+            await guest.shutdown()
 
     async def start(self, parameters: JSON) -> HostedProcess:
         """Start a process (``ProcessParameters``); HostError if the guest refuses."""
@@ -149,7 +150,8 @@ class HostConnection:
         }
         args = tuple(read.command_args) or (read.command_line,)
         launch = Launch(args, read, pipes, read.emulate_console)
-        process = await self._asked(operation, start_process(guest._link, HOST_CONTAINER_ID, launch))
+        with _as_the_host(f"{operation} {self._name}"):
+            process = await start_process(guest._link, HOST_CONTAINER_ID, launch)
         hosted = HostedProcess(self._name, process, pipes)
         self._forget_ended()
         self.processes[process.pid] = hosted
@@ -173,16 +175,19 @@ class HostConnection:
             if each.exited and not each.handles:
                 del self.processes[pid]
 
-    async def _asked(self, operation: str, call: Awaitable[T]) -> T:
-        """Await a call to the guest, whose refusal becomes a HostError."""
-        try:
-            return await call
-        except GuestError as error:
-            text = f"{operation} {self._name}: {error.operation}"
-            raise HostError(text, error.hresult, error.text) from error
-        except BridgeClosedError as error:
-            code = HResult.HCS_E_SYSTEM_ALREADY_STOPPED
-            raise HostError(f"{operation} {self._name}", code, str(error)) from error
+
+@contextmanager
+def _as_the_host(operation: str, closed: type[UVMError] = BridgeClosedError) -> Iterator[None]:
+    """Have the refusal of a guest be a HostError.
+
+    :param closed: the errors that say that its connection has ended, which are one as well.
+    """
+    try:
+        yield
+    except GuestError as error:
+        raise HostError(f"{operation}: {error.operation}", error.hresult, error.text) from error
+    except closed as error:
+        raise HostError(operation, HResult.HCS_E_SYSTEM_ALREADY_STOPPED, str(error)) from error
 
 
 @define(eq=False, repr=False)
@@ -216,22 +221,13 @@ class HostedProcess:
         """Make a call to the guest about it; HostError if it has exited, or the guest refuses."""
         operation = f"{action} {self}"
         self.require_running(operation)
-        try:
+        with _as_the_host(operation):
             await call()
-        except GuestError as error:
-            raise HostError(operation, error.hresult, error.text) from error
-        except BridgeClosedError as error:
-            raise HostError(operation, HResult.HCS_E_SYSTEM_ALREADY_STOPPED, str(error)) from error
 
     async def wait(self) -> int:
         """Wait for its exit; HCS_E_SYSTEM_ALREADY_STOPPED if the VM exits before it is known."""
-        try:
+        with _as_the_host(f"wait for {self}", UVMError):
             return await handle_of(self.process).exit.wait()
-        except GuestError as error:
-            raise HostError(f"wait for {self}", error.hresult, error.text) from error
-        except UVMError as error:
-            code = HResult.HCS_E_SYSTEM_ALREADY_STOPPED
-            raise HostError(f"wait for {self}", code, str(error)) from error
 
     async def close_streams(self, closing: CloseHandle, operation: str) -> None:
         """Close streams; ERROR_NOT_FOUND if it has none of them."""

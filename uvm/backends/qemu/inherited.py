@@ -10,7 +10,6 @@ import errno
 import os
 import shutil
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Self
 
 from uvm._repr import shown
@@ -18,6 +17,7 @@ from uvm.backends.qemu.runtime import VMDirectory
 from uvm.backends.qemu.saving import Boot
 from uvm.backends.qemu.sockets import SocketFile, bound
 from uvm.backends.qemu.users import Identity
+from uvm.backends.winerrors import hresult_of
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.common import MIB
@@ -32,14 +32,9 @@ def copied_mb(boot: Boot, user: Identity | None, operation: str) -> int:
     try:
         found = [os.stat(path) for path in (boot.kernel, boot.initrd) if path]
     except OSError as error:
-        raise HostError(operation, _code(error), str(error)) from error
+        raise HostError(operation, hresult_of(error), str(error)) from error
     copied = [each.st_size for each in found if user is not None and not user.may_read(each)]
     return -(-sum(copied) // MIB)
-
-
-def _code(error: OSError) -> HResult:
-    codes = {errno.EADDRINUSE: HResult.ERROR_ALREADY_EXISTS, errno.ENOENT: HResult.ERROR_FILE_NOT_FOUND}
-    return codes.get(error.errno or 0, HResult.E_ACCESSDENIED)
 
 
 class Inherited:
@@ -72,7 +67,8 @@ class Inherited:
                 operation = f"create {directory.record.id}"
                 taken = error.errno == errno.EADDRINUSE
                 text = f"{console_path}, the console, is there already" if taken else str(error)
-                raise HostError(operation, _code(error), text) from error
+                code = HResult.ERROR_ALREADY_EXISTS if taken else hresult_of(error)
+                raise HostError(operation, code, text) from error
             self._undo = undo.pop_all()
 
     def __repr__(self) -> str:
@@ -81,12 +77,7 @@ class Inherited:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._undo.close()
 
     def discard(self) -> None:

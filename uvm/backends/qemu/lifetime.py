@@ -26,10 +26,11 @@ import anyio.abc
 from uvm._async import Flag
 from uvm._repr import shown
 from uvm.backends.qemu.exits import Exit
-from uvm.backends.qemu.guestlink import Connect, GuestLink
+from uvm.backends.qemu.guestlink import GuestLink
 from uvm.backends.qemu.hostprocess import HostConnection
 from uvm.backends.qemu.launch import Process, Starter
 from uvm.backends.qemu.monitor import Monitor
+from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.qmp import QMPClosedError, QMPError
 from uvm.backends.qemu.runtime import ProcessName, VMDirectory
 from uvm.backends.qemu.sockets import Link, listening, pair, reach
@@ -84,20 +85,18 @@ class Lifetime:
         launcher: Starter,
         arguments: Callable[[str, str], Sequence[str]],
         inherited: Sequence[int],
-        connect: Connect,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         """Start QEMU, paused, and wait until it takes commands.
 
         :param arguments: returns the command line for the sockets of QMP and of the mux.
         :param inherited: the descriptors that the command line names besides.
-        :param connect: makes the connections with the guest of a socket.
         :param tasks: runs the task that serves the VM.
         :raises HostError: QEMU ended at once; the message has its last words.
         :raises HostPathError: its runtime directory cannot be written to; QEMU was not started.
         """
         links = self._links()
-        self._use(links[0].ours, links[1].ours, connect)
+        self._use(links[0].ours, MuxLink(links[1].ours, adopts=False))
         try:
             theirs = [link.theirs.fileno() for link in links]
             command = arguments(*(link.argument for link in links))
@@ -120,12 +119,7 @@ class Lifetime:
             await self.exit.wait()
             raise HostError(f"create {self._id}", HResult.E_FAIL, self._never_came_up())
 
-    async def adopt(
-        self,
-        process: Process,
-        connect: Connect,
-        tasks: anyio.abc.TaskGroup,
-    ) -> None:
+    async def adopt(self, process: Process, tasks: anyio.abc.TaskGroup) -> None:
         """Connect to a QEMU that an earlier process has left.
 
         :raises HostError: it cannot be reached; it is left as it is.
@@ -138,7 +132,7 @@ class Lifetime:
                 )
             except OSError as error:
                 raise HostError(f"open {self._id}", HResult.HCS_E_CONNECT_FAILED, str(error)) from error
-            self._use(qmp, mux, connect)
+            self._use(qmp, MuxLink(mux))
             undo.pop_all()
         await self._begin(tasks)
 
@@ -171,9 +165,9 @@ class Lifetime:
         except OSError as error:
             raise HostPathError(str(self._directory.path), f"no socket can be made there: {error}") from error
 
-    def _use(self, qmp: socket.socket, mux: socket.socket, connect: Connect) -> None:
+    def _use(self, qmp: socket.socket, connections: MuxLink) -> None:
         self.monitor.connect(qmp)
-        self.guest = GuestLink(self._id, connect(mux), self.exit)
+        self.guest = GuestLink(self._id, connections, self.exit)
 
     async def _begin(self, tasks: anyio.abc.TaskGroup) -> None:
         """Have a task serve the VM, and wait until QEMU takes commands, or has ended."""

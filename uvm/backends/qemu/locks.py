@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,33 @@ def open_lock(path: Path, *, make: bool = False) -> int:
     return keep(os.open(path, how, 0o600))
 
 
+def try_lock(path: Path, *, make: bool = False) -> int:
+    """Return the descriptor of a file that is locked now; BlockingIOError if it was locked."""
+    # Python has it on Unix only.
+    import fcntl
+
+    lock = open_lock(path, make=make)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        release(lock)
+        raise
+    return lock
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is not there, waiting for it."""
+    import fcntl
+
+    lock = open_lock(path, make=True)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        release(lock)
+
+
 def keep(fd: int) -> int:
     """Have forks close a descriptor; return it."""
     _kept.add(fd)
@@ -43,7 +71,6 @@ def release(fd: int, *, shared: bool = False) -> None:
     # A fork in between closes no other's descriptor.
     _kept.discard(fd)
     if not shared:
-        # Python has it on Unix only.
         import fcntl
 
         fcntl.flock(fd, fcntl.LOCK_UN)

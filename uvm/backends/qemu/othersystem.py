@@ -15,7 +15,7 @@ import anyio
 
 from uvm.backend import JSON, HostProcess, Listener
 from uvm.backends.handles import Handle
-from uvm.backends.qemu.properties import Usage, process_statistics, summary_of, usage_of
+from uvm.backends.qemu.properties import Usage, process_statistics, usage_of
 from uvm.backends.qemu.runtime import Record
 from uvm.errors import ExitStatus, HostError, NotSupportedError
 from uvm.hresult import HResult
@@ -68,7 +68,7 @@ class OtherSystem(Handle):
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Return what is known of it, and ``Statistics`` of its process."""
         self._require_open("query")
-        found = summary_of(self._record, stopped=not self._runs)
+        found = self._record.summary(stopped=not self._runs)
         for name in (*types, *(queries or ())):
             if name != PROPERTY_STATISTICS:
                 self._refuse(f"query {name} of")

@@ -16,15 +16,13 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from attrs import frozen
 
 from uvm._repr import brief_call
 from uvm.backend import JSON, HostInfo
-from uvm.backends.qemu.devices.request import Machine
-from uvm.backends.qemu.devices.tree import DeviceTree
-from uvm.backends.qemu.runtime import Record
+from uvm.backends.qemu.vm import VM
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema import properties as schema
@@ -34,39 +32,6 @@ from uvm.schema.json import to_json
 #: HCS's unit of time, in seconds.
 _TICK: Final = 1e-7
 _BLOCK_BYTES: Final = 8192
-
-
-class VMFacts(Protocol):
-    """The VM that is asked about."""
-
-    @property
-    def id(self) -> str:
-        """The id of the compute system."""
-
-    @property
-    def runtime_id(self) -> str:
-        """The GUID of the VM."""
-
-    @property
-    def pid(self) -> int:
-        """The id of QEMU's process."""
-
-    @property
-    def ends_with_last_handle(self) -> bool:
-        """Whether it ends with its last handle."""
-
-    def summary(self) -> JSON:
-        """Return the properties that an enumeration has."""
-
-    def require(self, operation: str, *states: Any) -> None:
-        """Refuse in other states."""
-
-    async def guest_connection(self) -> JSON:
-        """Return ``GuestConnectionInfo``; HostError if the host is not connected to the guest."""
-
-    @property
-    def monitor(self) -> Machine:
-        """How QEMU is asked."""
 
 
 @frozen(repr=False)
@@ -103,9 +68,7 @@ class Usage:
         return cls(user, kernel, max(0.0, uptime - started), resident, peak)
 
 
-async def query(
-    vm: VMFacts, devices: DeviceTree, info: HostInfo, types: Sequence[str], queries: Sequence[str] = ()
-) -> JSON:
+async def query(vm: VM, info: HostInfo, types: Sequence[str], queries: Sequence[str] = ()) -> JSON:
     """Return the properties of the named types, on top of the summary.
 
     :param queries: the types that are asked for as ``Queries`` and answered in ``PropertyResponses``, as are
@@ -118,30 +81,12 @@ async def query(
     answer, responses = vm.summary(), JSON()
     for name in dict.fromkeys((*types, *queries)):
         field, value = _PROPERTIES[name]
-        found = await value(vm, devices, info)
+        found = await value(vm, info)
         if name in types and field:
             answer[field] = found
         if name in queries or not field:
             responses[name] = {"Response": found}
     return {**answer, "PropertyResponses": responses} if responses else answer
-
-
-def summary_of(record: Record, *, stopped: bool, exit_type: str = "", template_id: str = "") -> JSON:
-    """Return the properties that an enumeration, and a query without types, has."""
-    return to_json(
-        schema.Properties(
-            id=record.id,
-            name=record.id,
-            owner=record.owner,
-            state="Stopped" if stopped else record.state,
-            stopped=stopped,
-            exit_type=exit_type,
-            system_type="VirtualMachine",
-            runtime_os_type="Linux",
-            runtime_id=record.runtime_id,
-            runtime_template_id=template_id,
-        )
-    )
 
 
 def usage_of(vm_id: str, pid: int) -> Usage:
@@ -152,16 +97,16 @@ def usage_of(vm_id: str, pid: int) -> Usage:
         raise HostError(f"query {vm_id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "QEMU has ended") from error
 
 
-async def _memory(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
+async def _memory(vm: VM, info: HostInfo) -> JSON:
     vm.require("query", "Running", "Paused")
-    size, used = devices.topology.size_in_mb * MIB, usage_of(vm.id, vm.pid).resident_bytes
+    size, used = vm.devices.topology.size_in_mb * MIB, usage_of(vm.id, vm.pid).resident_bytes
     # A VM without overcommit has all of its memory from the start.
     pages = min(used, size) // PAGE_BYTES
     memory = schema.VmMemory(
         available_memory=max(0, size - used) // MIB, reserved_memory=size // PAGE_BYTES, assigned_memory=pages
     )
     node = schema.VirtualNodeInfo(
-        virtual_processor_count=devices.topology.processor.count, memory_usage_in_pages=pages
+        virtual_processor_count=vm.devices.topology.processor.count, memory_usage_in_pages=pages
     )
     return to_json(
         schema.MemoryInformationForVm(
@@ -170,7 +115,7 @@ async def _memory(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
     )
 
 
-async def _statistics(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
+async def _statistics(vm: VM, info: HostInfo) -> JSON:
     vm.require("query", "Running", "Paused")
     usage = usage_of(vm.id, vm.pid)
     return process_statistics(usage, _storage(await vm.monitor.ask("query", "query-blockstats")))
@@ -221,29 +166,29 @@ def host_processors(info: HostInfo) -> schema.ProcessorTopology:
     return schema.ProcessorTopology(logical_processor_count=info.processors, logical_processors=each)
 
 
-async def _guest_connection(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
+async def _guest_connection(vm: VM, info: HostInfo) -> JSON:
     return await vm.guest_connection()
 
 
-async def _ends_with_last_handle(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> bool:
+async def _ends_with_last_handle(vm: VM, info: HostInfo) -> bool:
     return vm.ends_with_last_handle
 
 
-async def _guid(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> str:
+async def _guid(vm: VM, info: HostInfo) -> str:
     return vm.runtime_id
 
 
-async def _processor_topology(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
+async def _processor_topology(vm: VM, info: HostInfo) -> JSON:
     return to_json(host_processors(info))
 
 
-async def _cpu_groups(vm: VMFacts, devices: DeviceTree, info: HostInfo) -> JSON:
+async def _cpu_groups(vm: VM, info: HostInfo) -> JSON:
     # There are none, as there is no Hyper-V.
     return {"CpuGroups": []}
 
 
 #: The field of the answer that holds a property, empty for those that are responses only; and its value.
-_PROPERTIES: Final[dict[str, tuple[str, Callable[[VMFacts, DeviceTree, HostInfo], Awaitable[Any]]]]] = {
+_PROPERTIES: Final[dict[str, tuple[str, Callable[[VM, HostInfo], Awaitable[Any]]]]] = {
     schema.PROPERTY_MEMORY: ("Memory", _memory),
     schema.PROPERTY_STATISTICS: ("Statistics", _statistics),
     schema.PROPERTY_GUEST_CONNECTION: ("GuestConnectionInfo", _guest_connection),

@@ -32,7 +32,6 @@ QEMU whose host process died in between is found, and killed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -47,15 +46,16 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from attrs import define, evolve, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 
 from uvm.backend import JSON
 from uvm.backends.qemu.cgroups import Cgroup
-from uvm.backends.qemu.locks import keep, open_lock, release
+from uvm.backends.qemu.locks import keep, locked, open_lock, release, try_lock
 from uvm.backends.qemu.users import Choose, Chosen, Identity
 from uvm.errors import HostError, HostPathError
 from uvm.hresult import HResult
-from uvm.schema.json import SchemaError
+from uvm.schema.json import SchemaError, to_json
+from uvm.schema.properties import Properties
 
 _RECORD: Final = "vm.json"
 #: The name of a VM's directory: see :meth:`RuntimeDirectory._of`.
@@ -142,39 +142,37 @@ class Record:
     user: Identity | None = None
     cgroup: str = ""
 
+    def summary(self, *, stopped: bool = False, exit_type: str = "", template_id: str = "") -> JSON:
+        """Return the properties that an enumeration, and a query without types, has."""
+        found = Properties(
+            id=self.id,
+            name=self.id,
+            owner=self.owner,
+            state="Stopped" if stopped else self.state,
+            stopped=stopped,
+            exit_type=exit_type,
+            system_type="VirtualMachine",
+            runtime_os_type="Linux",
+            runtime_id=self.runtime_id,
+            runtime_template_id=template_id,
+        )
+        return to_json(found)
+
     def written(self) -> str:
         """Return it as JSON."""
-        document: dict[str, Any] = {
-            "Id": self.id,
-            "RuntimeId": self.runtime_id,
-            "Owner": self.owner,
-            "State": self.state,
-            "Host": [self.host.pid, self.host.started],
-            "QEMU": None if self.qemu is None else [self.qemu.pid, self.qemu.started],
-            "Survives": self.survives,
-            "User": None if self.user is None else [self.user.uid, self.user.gid],
-            "Cgroup": self.cgroup,
-        }
-        return json.dumps(document)
+        return json.dumps(asdict(self))
 
     @classmethod
     def read(cls, text: str) -> Record:
         """Return a record from its JSON; SchemaError if it is none."""
         try:
-            given = json.loads(text)
-            qemu, user = given["QEMU"], given["User"]
-            return cls(
-                id=str(given["Id"]),
-                runtime_id=str(given["RuntimeId"]),
-                owner=str(given["Owner"]),
-                state=str(given["State"]),
-                host=ProcessName(*map(int, given["Host"])),
-                qemu=None if qemu is None else ProcessName(*map(int, qemu)),
-                survives=bool(given["Survives"]),
-                user=None if user is None else Identity(int(user[0]), int(user[1])),
-                cgroup=str(given["Cgroup"]),
-            )
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            given: dict[str, Any] = json.loads(text)
+            for name in ("host", "qemu"):
+                given[name] = given[name] and ProcessName(**given[name])
+            if user := given["user"]:
+                given["user"] = Identity(user["uid"], user["gid"], tuple(user["groups"]))
+            return cls(**given)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SchemaError(f"no record of a VM: {error}") from error
 
 
@@ -362,10 +360,7 @@ class RuntimeDirectory:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            with ExitStack() as undo:
-                lock = open_lock(self.path / _LOCK, make=True)
-                undo.callback(release, lock)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(self.path / _LOCK):
                 yield
         except OSError as error:
             raise HostPathError(str(self.path), f"the directories of VMs cannot be used: {error}") from error
@@ -430,9 +425,8 @@ def _remove(path: Path, record: Record | None) -> None:
 
 def _locked(path: Path, undo: ExitStack, *, make: bool = False) -> int:
     """Return the descriptor of a file that is locked now; BlockingIOError if it was locked."""
-    lock = open_lock(path, make=make)
+    lock = try_lock(path, make=make)
     undo.callback(release, lock)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock
 
 

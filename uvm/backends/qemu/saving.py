@@ -31,7 +31,7 @@ import os
 import stat
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from typing import Final
 
 import anyio
@@ -41,10 +41,12 @@ from attrs import asdict, define, field, frozen
 from uvm._repr import brief_call, shown
 from uvm.backend import JSON
 from uvm.backends.qemu.commandline import Acceleration
-from uvm.backends.qemu.devices.request import Commands
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.frozen import FrozenDisks
+from uvm.backends.qemu.guestimage.sources import sha256_of
+from uvm.backends.qemu.monitor import Monitor
 from uvm.backends.requests.vpmem import PMemKey
+from uvm.backends.winerrors import hresult_of
 from uvm.backends.workers import finish
 from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
@@ -187,7 +189,7 @@ class Build:
         return asdict(self)
 
 
-def check_saveable(vm: Commands, devices: DeviceTree) -> None:
+def check_saveable(vm: Monitor, devices: DeviceTree) -> None:
     """Refuse what cannot be saved: HCS_E_INVALID_STATE; nothing was changed."""
     for kind, what in ((devices.plan9, "shares"), (devices.adapters, "network adapters")):
         if kind.count:
@@ -210,7 +212,7 @@ class Boot:
     __repr__ = brief_call
 
 
-async def build_of(vm: Commands, boot: Boot, qemu: JSON, devices: DeviceTree) -> Build:
+async def build_of(vm: Monitor, boot: Boot, qemu: JSON, devices: DeviceTree) -> Build:
     """Return what a saved state of a VM fits.
 
     :param qemu: QEMU's version, as it says it when it greets.
@@ -221,7 +223,7 @@ async def build_of(vm: Commands, boot: Boot, qemu: JSON, devices: DeviceTree) ->
     try:
         digest = await anyio.to_thread.run_sync(_digest_of, paths, abandon_on_cancel=True)
     except OSError as error:
-        raise HostError(f"query {vm.id}", _code(error), f"{error.filename}: {error.strerror}") from error
+        raise HostError(f"query {vm.id}", hresult_of(error), f"{error.filename}: {error.strerror}") from error
     return Build(
         qemu=json.dumps(qemu, sort_keys=True),
         machine=named,
@@ -236,15 +238,8 @@ async def build_of(vm: Commands, boot: Boot, qemu: JSON, devices: DeviceTree) ->
 def _digest_of(paths: Sequence[str]) -> str:
     found = hashlib.sha256()
     for path in filter(None, paths):
-        info = os.stat(path)
-        found.update(_digest_of_file(path, info.st_ino, info.st_size, info.st_mtime_ns))
+        found.update(bytes.fromhex(sha256_of(path)))
     return found.hexdigest()
-
-
-@lru_cache(maxsize=16)
-def _digest_of_file(path: str, *as_it_is: int) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def host_processor(path: str = "/proc/cpuinfo") -> str:
@@ -257,7 +252,7 @@ def host_processor(path: str = "/proc/cpuinfo") -> str:
     return f"{' '.join(said.get('model name', ['unknown']))}, flags {flags}"
 
 
-async def save_template(vm: Commands, memory: Memory, devices: DeviceTree, build: Build) -> SavedVM:
+async def save_template(vm: Monitor, memory: Memory, devices: DeviceTree, build: Build) -> SavedVM:
     """Save the devices of a paused VM. Its QEMU has to end before the memory is sealed.
 
     :param build: what the VM runs on.
@@ -276,7 +271,7 @@ async def save_template(vm: Commands, memory: Memory, devices: DeviceTree, build
     return saved
 
 
-async def save_to_file(vm: Commands, path: str, build: Build) -> None:
+async def save_to_file(vm: Monitor, path: str, build: Build) -> None:
     """Save a paused VM with its memory to a file, in place of one that is there, once it is whole.
 
     :raises HostError: the file cannot be written, or QEMU refused; the VM is as it was, and so is the file.
@@ -299,7 +294,7 @@ async def save_to_file(vm: Commands, path: str, build: Build) -> None:
     os.close(fd)
 
 
-async def restore(vm: Commands, fd: int, *, without_memory: bool) -> None:
+async def restore(vm: Monitor, fd: int, *, without_memory: bool) -> None:
     """Have a QEMU that has just started, for an incoming state, load one from the position of a descriptor.
 
     :raises HostError: QEMU refuses it, or does not know what to do with it.
@@ -310,7 +305,7 @@ async def restore(vm: Commands, fd: int, *, without_memory: bool) -> None:
     await _until_not(vm, operation, "query-status", "inmigrate")
 
 
-async def _save(vm: Commands, fd: int, *, without_memory: bool) -> None:
+async def _save(vm: Monitor, fd: int, *, without_memory: bool) -> None:
     operation = f"save {vm.id}"
     await _prepare(vm, operation, fd, without_memory=without_memory)
     # It would save slowly, for a network's sake.
@@ -322,7 +317,7 @@ async def _save(vm: Commands, fd: int, *, without_memory: bool) -> None:
         raise HostError(operation, HResult.E_FAIL, text)
 
 
-async def _until_not(vm: Commands, operation: str, command: str, *statuses: str) -> JSON:
+async def _until_not(vm: Monitor, operation: str, command: str, *statuses: str) -> JSON:
     """Ask QEMU until its answer has none of the statuses; return the answer."""
     while True:
         found: JSON = await vm.ask(operation, command)
@@ -331,7 +326,7 @@ async def _until_not(vm: Commands, operation: str, command: str, *statuses: str)
         await anyio.sleep(_LOOK_SECONDS)
 
 
-async def _prepare(vm: Commands, operation: str, fd: int, *, without_memory: bool) -> None:
+async def _prepare(vm: Monitor, operation: str, fd: int, *, without_memory: bool) -> None:
     await vm.ask(operation, "getfd", {"fdname": _FD}, fds=(fd,))
     capability = {"capability": "x-ignore-shared", "state": without_memory}
     await vm.ask(operation, "migrate-set-capabilities", {"capabilities": [capability]})
@@ -354,7 +349,7 @@ def _begin_file(operation: str, path: str, build: Build) -> int:
             os.unlink(path)
             raise
     except OSError as error:
-        raise HostError(operation, _code(error), f"{path}: {error.strerror}") from error
+        raise HostError(operation, hresult_of(error), f"{path}: {error.strerror}") from error
     return fd
 
 
@@ -363,7 +358,7 @@ def _finish_file(operation: str, fd: int, partial: str, path: str) -> None:
         os.fsync(fd)
         os.replace(partial, path)
     except OSError as error:
-        raise HostError(operation, _code(error), f"{path}: {error.strerror}") from error
+        raise HostError(operation, hresult_of(error), f"{path}: {error.strerror}") from error
 
 
 def open_saved(path: str, build: Build) -> int:
@@ -376,7 +371,7 @@ def open_saved(path: str, build: Build) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        raise HostError(operation, _code(error), str(error)) from error
+        raise HostError(operation, hresult_of(error), str(error)) from error
     try:
         _check_own(operation, os.fstat(fd))
         _check_header(operation, os.read(fd, _HEADER_BYTES), build)
@@ -414,11 +409,3 @@ def check_fits(operation: str, saved: JSON, build: Build) -> None:
         if saved.get(name) != here:
             text = f"it was saved with {name} {saved.get(name)!r}, and here that is {here!r}"
             raise HostError(operation, HResult.HCS_E_IMAGE_MISMATCH, text)
-
-
-def _code(error: Exception) -> HResult:
-    if isinstance(error, FileNotFoundError):
-        return HResult.ERROR_FILE_NOT_FOUND
-    if isinstance(error, FileExistsError):
-        return HResult.ERROR_FILE_EXISTS
-    return HResult.E_ACCESSDENIED if isinstance(error, PermissionError) else HResult.E_FAIL

@@ -119,7 +119,7 @@ class QEMUSystem(Handle):
     async def properties(self, *types: str, queries: JSON | None = None) -> JSON:
         """Query properties; HCS_E_INVALID_JSON for an unknown type."""
         vm = self._open("query")
-        return await query(vm, vm.devices, self._info, types, tuple(queries or ()))
+        return await query(vm, self._info, types, tuple(queries or ()))
 
     async def create_process(self, parameters: JSON) -> HostProcess:
         """Start a process in the guest, over the host's own connection to it."""

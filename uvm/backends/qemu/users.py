@@ -28,7 +28,6 @@ Source: setpriv(1); user_namespaces(7); systemd's docs/UIDS-GIDS.md.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import pwd
 import random
@@ -44,7 +43,7 @@ from attrs import define, frozen
 
 from uvm._log import Log
 from uvm._repr import brief_call
-from uvm.backends.qemu.locks import keep, open_lock, release
+from uvm.backends.qemu.locks import keep, release, try_lock
 from uvm.errors import HostError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
 
@@ -205,9 +204,10 @@ class _Own:
         running = {_user_of(name) for name in os.listdir("/proc") if name.isdecimal()}
         first = random.randrange(USERS)
         for number in (FIRST_USER + (first + each) % USERS for each in range(USERS)):
-            lock = -1 if number in running else _locked(f"{self._directory}/{number}")
-            if lock >= 0:
-                return Chosen(Identity(number, number, _groups_of_kvm()), lock)
+            with suppress(BlockingIOError):
+                if number not in running:
+                    lock = try_lock(Path(self._directory, str(number)), make=True)
+                    return Chosen(Identity(number, number, _groups_of_kvm()), lock)
         raise HostError(
             "create a VM",
             HResult.ERROR_NO_SYSTEM_RESOURCES,
@@ -238,17 +238,6 @@ def _lock_directory(fallback: str) -> str:
         os.makedirs(fallback, 0o700, exist_ok=True)
         return fallback
     return _LOCKS
-
-
-def _locked(path: str) -> int:
-    """Return the descriptor of a file that is locked now; -1 if it was locked."""
-    fd = open_lock(Path(path), make=True)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        release(fd)
-        return -1
-    return fd
 
 
 def _user_of(pid: str) -> int:

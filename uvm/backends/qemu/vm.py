@@ -27,12 +27,10 @@ from uvm._repr import shown
 from uvm.backend import JSON, Listener
 from uvm.backends.qemu.devices.journal import Journal
 from uvm.backends.qemu.devices.tree import DeviceTree
-from uvm.backends.qemu.guestlink import Connect
 from uvm.backends.qemu.hostprocess import HostConnection
 from uvm.backends.qemu.launch import Process, Starter
 from uvm.backends.qemu.lifetime import Lifetime
 from uvm.backends.qemu.monitor import Monitor
-from uvm.backends.qemu.properties import summary_of
 from uvm.backends.qemu.runtime import VMDirectory
 from uvm.backends.qemu.saving import (
     Boot,
@@ -165,28 +163,22 @@ class VM:
         launcher: Starter,
         arguments: Callable[[str, str], Sequence[str]],
         inherited: Sequence[int],
-        connect: Connect,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         """Start QEMU, paused, and wait until it takes commands: see :meth:`.Lifetime.launch`."""
         self._connect_host()
-        await self.lifetime.launch(launcher, arguments, (self.memory.fd, *inherited), connect, tasks)
+        await self.lifetime.launch(launcher, arguments, (self.memory.fd, *inherited), tasks)
         qemu = self.directory.record.qemu
         if self.survives and self.image is not None and qemu is not None:
             self.image.keep_for(qemu)
 
-    async def adopt(
-        self,
-        process: Process,
-        connect: Connect,
-        tasks: anyio.abc.TaskGroup,
-    ) -> None:
+    async def adopt(self, process: Process, tasks: anyio.abc.TaskGroup) -> None:
         """Have a VM that an earlier process has left: connect to its QEMU, and learn its state and devices.
 
         :raises HostError: it cannot be reached; it is left as it is.
         """
         self._connect_host()
-        await self.lifetime.adopt(process, connect, tasks)
+        await self.lifetime.adopt(process, tasks)
         try:
             await self.devices.restore(self.machine, self.journal, f"open {self.id}")
             status = (await self.monitor.ask("open", "query-status"))["status"]
@@ -334,8 +326,7 @@ class VM:
         """Return the properties that an enumeration, and a query without types, has."""
         status = self.exit_status
         exit_type = status.exit_type if status is not None else ""
-        return summary_of(
-            self.directory.record,
+        return self.directory.record.summary(
             stopped=self.state == "Stopped",
             exit_type=exit_type,
             template_id=self.template_id,

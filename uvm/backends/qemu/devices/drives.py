@@ -23,35 +23,27 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Final
 
-import anyio.to_thread
 from attrs import define, field
 
 from uvm._repr import shown
 from uvm.backend import JSON
-from uvm.backends.qemu.devices.request import Access, Machine, gone, number_in, unplugged
+from uvm.backends.qemu.devices.request import Host, gone, number_in, unplugged
 from uvm.backends.qemu.images import DRIVERS, Image, ImageError, ImageFormat, format_of, read_image
+from uvm.backends.qemu.monitor import Monitor
 from uvm.backends.qemu.qmp import QMPError
+from uvm.backends.requests.access import AccessTable
+from uvm.backends.winerrors import hresult_of
+from uvm.backends.workers import Workers
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
 #: How many backing files may follow one another.
 _MAX_CHAIN: Final = 16
 
-_CODES: Final = {
-    errno.ENOENT: HResult.ERROR_FILE_NOT_FOUND,
-    errno.ENOTDIR: HResult.ERROR_PATH_NOT_FOUND,
-    errno.EACCES: HResult.E_ACCESSDENIED,
-    errno.EPERM: HResult.E_ACCESSDENIED,
-    errno.EROFS: HResult.E_ACCESSDENIED,
-    errno.EISDIR: HResult.E_ACCESSDENIED,
-    errno.ELOOP: HResult.ERROR_CANT_RESOLVE_FILENAME,
-    errno.EBUSY: HResult.ERROR_SHARING_VIOLATION,
-    errno.ETXTBSY: HResult.ERROR_SHARING_VIOLATION,
-}
 _WHY: Final = {
     errno.EACCES: "this user may not {} it",
     errno.EPERM: "this user may not {} it",
@@ -87,17 +79,13 @@ class OpenImage:
         if self.backing is not None:
             self.backing.close()
 
-    def __del__(self) -> None:
-        # It may have been opened for a caller who has left meanwhile.
-        self.close()
-
 
 def open_image(
     path: str,
     *,
     writable: bool,
     vm_id: str,
-    access: Access,
+    access: AccessTable,
     operation: str,
     format: ImageFormat | None = None,
     bases: Collection[str] = (),
@@ -159,7 +147,7 @@ def _open(path: str, writable: bool, operation: str) -> int:
         number = getattr(error, "errno", None) or 0
         why = _WHY.get(number, getattr(error, "strerror", None) or str(error))
         text = f"{path}: {why.format('write to' if writable else 'read')}"
-        raise HostError(operation, _CODES.get(number, HResult.E_FAIL), text) from error
+        raise HostError(operation, hresult_of(error), text) from error
 
 
 def _read(path: str, fd: int, format: ImageFormat | None) -> tuple[Image, bool]:
@@ -227,32 +215,54 @@ class Drive:
 
     async def attach(
         self,
-        machine: Machine,
+        host: Host,
         operation: str,
-        opened: OpenImage,
+        path: str,
         bus: str,
         lun: int,
         *,
         read_only: bool,
+        only_block: bool = False,
+        format: ImageFormat | None = None,
+        bases: Collection[str] = (),
         node: JSON | None = None,
         device: JSON | None = None,
+        fits: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """Attach an image; nothing of it is there if it is refused.
+        """Open an image and attach it; nothing of it is there if it is refused.
 
+        :param only_block: refuse what is no block device.
+        :param format: its format, if its name does not say that.
+        :param bases: the paths of backing files that need no grant.
         :param node: further options of its node.
         :param device: further options of its device.
+        :param fits: raises if a disk of a size does not fit.
         """
-        self.size_bytes, self.paths = opened.image.size_bytes, opened.paths
-        try:
-            await self._hand_over(machine, operation, opened)
-            options = {"node-name": self.name, **_node(opened, self._fdsets, read_only), **(node or {})}
-            await machine.ask(operation, "blockdev-add", options)
-            await machine.ask(operation, "device_add", self._device(bus, lun) | (device or {}))
-        except HostError as error:
-            await self._remove_node(machine, operation)
-            raise _as_said(error, opened) from error
-        finally:
-            opened.close()
+        machine = host.machine
+        opening = partial(
+            open_image,
+            path,
+            writable=not read_only,
+            vm_id=machine.id,
+            access=host.access,
+            operation=operation,
+            format=format,
+            bases=bases,
+        )
+        with closing(await Workers(1).run(opening, undo=OpenImage.close)) as opened:
+            if only_block and not opened.is_block:
+                text = f"{path} is no block device, which PassThru needs"
+                raise HostError(operation, HResult.E_INVALIDARG, text)
+            fits(opened.image.size_bytes)
+            self.size_bytes, self.paths = opened.image.size_bytes, opened.paths
+            try:
+                await self._hand_over(machine, operation, opened)
+                options = {"node-name": self.name, **_node(opened, self._fdsets, read_only), **(node or {})}
+                await machine.ask(operation, "blockdev-add", options)
+                await machine.ask(operation, "device_add", self._device(bus, lun) | (device or {}))
+            except HostError as error:
+                await self._remove_node(machine, operation)
+                raise _as_said(error, opened) from error
 
     def adopt(self, fdsets: list[int], size_bytes: int = 0) -> None:
         """Have what an earlier process has attached.
@@ -261,7 +271,7 @@ class Drive:
         """
         self._fdsets, self.size_bytes = [*fdsets], size_bytes
 
-    async def detach(self, machine: Machine, operation: str) -> None:
+    async def detach(self, machine: Monitor, operation: str) -> None:
         """Detach it, once the guest has released it; what is there no more is none."""
         await unplugged(machine, operation, self.name)
         await self._remove_node(machine, operation)
@@ -279,14 +289,14 @@ class Drive:
             "rerror": "report",
         }
 
-    async def _hand_over(self, machine: Machine, operation: str, opened: OpenImage) -> None:
+    async def _hand_over(self, machine: Monitor, operation: str, opened: OpenImage) -> None:
         each: OpenImage | None = opened
         while each is not None:
             added = await machine.ask(operation, "add-fd", {"opaque": self.name}, fds=(each.fd,))
             self._fdsets.append(number_in(added, "fdset-id", operation))
             each = each.backing
 
-    async def _remove_node(self, machine: Machine, operation: str) -> None:
+    async def _remove_node(self, machine: Monitor, operation: str) -> None:
         await gone(machine, operation, "blockdev-del", {"node-name": self.name})
         while self._fdsets:
             await gone(machine, operation, "remove-fd", {"fdset-id": self._fdsets[-1]})
@@ -332,42 +342,3 @@ def _as_said(error: HostError, opened: OpenImage) -> HostError:
         text = f"it is damaged; see how with qemu-img check, or have another image ({cause.text})"
         return HostError(error.operation, HResult.ERROR_INVALID_DATA, f"{opened.path}: {text}")
     return error
-
-
-async def attach_image(
-    drive: Drive,
-    machine: Machine,
-    access: Access,
-    operation: str,
-    path: str,
-    bus: str,
-    lun: int,
-    *,
-    read_only: bool,
-    only_block: bool = False,
-    format: ImageFormat | None = None,
-    bases: Collection[str] = (),
-    node: JSON | None = None,
-    device: JSON | None = None,
-    fits: Callable[[int], None] = lambda size: None,
-) -> None:
-    """Open an image in a worker thread, and attach it as a drive.
-
-    :param bases: the paths of backing files that need no grant.
-    :param fits: raises if a disk of a size does not fit.
-    """
-    opening = partial(
-        open_image,
-        path,
-        writable=not read_only,
-        vm_id=machine.id,
-        access=access,
-        operation=operation,
-        format=format,
-        bases=bases,
-    )
-    opened = await anyio.to_thread.run_sync(opening, abandon_on_cancel=True)
-    if only_block and not opened.is_block:
-        raise HostError(operation, HResult.E_INVALIDARG, f"{path} is no block device, which PassThru needs")
-    fits(opened.image.size_bytes)
-    await drive.attach(machine, operation, opened, bus, lun, read_only=read_only, node=node, device=device)

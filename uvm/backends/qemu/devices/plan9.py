@@ -17,10 +17,9 @@ shared. QEMU's user has to be one that may use it.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import ClassVar, Final
 
@@ -28,11 +27,12 @@ import anyio
 import anyio.to_thread
 from attrs import define, field
 
-from uvm._repr import shown
 from uvm.backend import JSON
 from uvm.backends.qemu.devices.request import Device, DeviceTable, Host, Pool, gone, number_in, unplugged
 from uvm.backends.qemu.users import check_access
 from uvm.backends.requests.request import Request
+from uvm.backends.winerrors import hresult_of
+from uvm.backends.workers import Workers
 from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
 from uvm.schema.devices import PLAN9_READ_ONLY, PLAN9_RESTRICT_FILE_ACCESS, Devices, Plan9Share
@@ -42,6 +42,8 @@ from uvm.schema.system import VirtualMachine
 
 #: The longest name of a share; QEMU has room for the tag of a mount in one byte less.
 _MAX_NAME_BYTES: Final = 31
+#: How a directory is opened as a place alone.
+_PLACE: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @define(eq=False, repr=False)
@@ -123,16 +125,15 @@ class Plan9Kind(DeviceTable[Resource, str, Share]):
         :raises NoSpaceError: no slot or no PCI root port is free.
         """
         settings = device.settings
-        opened = await anyio.to_thread.run_sync(
-            _open_directory, settings.path, request.operation, abandon_on_cancel=True
-        )
-        with opened:
-            check = partial(check_access, self.host.user, opened.fd, settings.path, request.operation)
+        fd = await Workers(1).run(_open_directory, settings.path, request.operation, undo=os.close)
+        with ExitStack() as opened:
+            opened.callback(os.close, fd)
+            check = partial(check_access, self.host.user, fd, settings.path, request.operation)
             await anyio.to_thread.run_sync(partial(check, writable=not device.read_only))
             self._take(request, device)
             try:
                 self.note(request, device, {"Slot": device.slot, "Port": device.port})
-                number = await self._hand_over(request, device, opened.fd)
+                number = await self._hand_over(request, device, fd)
                 # A writable and a read-only slot have the same path.
                 async with self._one_links:
                     with _linked(f"{self.host.directory}/share{device.slot}", number):
@@ -212,51 +213,32 @@ class Plan9Kind(DeviceTable[Resource, str, Share]):
         return {"Shares": shares} if shares else {}
 
 
-class _Directory:
-    """An open directory, which is closed with its last reference: its caller may have left."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __repr__(self) -> str:
-        return shown(self, "fd")
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        self.__del__()
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-
-def _open_directory(path: str, operation: str) -> _Directory:
-    """Open a directory without following a link; blocking.
+def _open_directory(path: str, operation: str) -> int:
+    """Return the descriptor of a directory, opened without following a link; blocking.
 
     Links of the path as it is now have been followed before: one that is put there afterwards is refused.
 
     :raises HostError: ERROR_PATH_NOT_FOUND, ERROR_DIRECTORY for a file, E_ACCESSDENIED.
     """
     try:
-        here = _Directory(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        for name in os.path.realpath(path, strict=True).split("/"):
-            if name:
-                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                here = _Directory(os.open(name, flags, dir_fd=here.fd))
-        os.close(os.open(f"/proc/self/fd/{here.fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        names = os.path.realpath(path, strict=True).split("/")
+        here = os.open("/", _PLACE)
+        try:
+            for name in filter(None, names):
+                above, here = here, os.open(name, _PLACE | os.O_NOFOLLOW, dir_fd=here)
+                os.close(above)
+            os.close(os.open(f"/proc/self/fd/{here}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except BaseException:
+            os.close(here)
+            raise
     except FileNotFoundError:
         raise HostError(operation, HResult.ERROR_PATH_NOT_FOUND, f"there is no directory {path}") from None
     except NotADirectoryError:
         raise HostError(operation, HResult.ERROR_DIRECTORY, f"{path} is a file") from None
     except (OSError, ValueError) as error:
-        code = {
-            errno.EACCES: HResult.E_ACCESSDENIED,
-            errno.ELOOP: HResult.ERROR_CANT_RESOLVE_FILENAME,
-        }.get(getattr(error, "errno", None) or 0, HResult.E_FAIL)
-        raise HostError(operation, code, f"{path}: {getattr(error, 'strerror', error)}") from error
+        raise HostError(
+            operation, hresult_of(error), f"{path}: {getattr(error, 'strerror', error)}"
+        ) from error
     return here
 
 

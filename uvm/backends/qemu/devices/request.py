@@ -16,9 +16,9 @@ One request at a time is carried out for an entry; another is refused meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from attrs import define, field
 
@@ -26,8 +26,11 @@ from uvm._repr import shown
 from uvm.backend import JSON, HostInfo
 from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.devices.journal import Journal
+from uvm.backends.qemu.monitor import Monitor
+from uvm.backends.qemu.network import QEMUNetwork
 from uvm.backends.qemu.qmp import QMPError
 from uvm.backends.qemu.users import Identity
+from uvm.backends.requests.access import AccessTable
 from uvm.backends.requests.request import Request
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -43,54 +46,6 @@ M = TypeVar("M", bound=Model)
 D = TypeVar("D", bound="Device[Any]")
 
 
-class Commands(Protocol):
-    """The QEMU of a VM, which carries out commands."""
-
-    @property
-    def id(self) -> str:
-        """The id of the compute system."""
-
-    async def ask(
-        self,
-        operation: str,
-        command: str,
-        arguments: Mapping[str, Any] | None = None,
-        *,
-        fds: Sequence[int] = (),
-    ) -> Any:
-        """Have QEMU carry out a command, and return what it returns; HostError if it refuses."""
-
-
-class Machine(Commands, Protocol):
-    """The VM as its devices see it."""
-
-    async def unplug(self, operation: str, device: str) -> None:
-        """Have QEMU unplug a device, and wait until the guest has released it; HostError if it does not."""
-
-
-class Access(Protocol):
-    """The access to host paths that VMs have been granted."""
-
-    def allows(self, path: str, vm_id: str, *, writable: bool) -> bool:
-        """Return whether a VM may open a path."""
-
-
-class Endpoints(Protocol):
-    """The endpoints of the host that adapters connect to."""
-
-    def attach(self, endpoint_id: str, vm_id: str, operation: str) -> JSON:
-        """Connect an endpoint to an adapter, and return what its ``netdev`` is; HostError if it cannot."""
-
-    def detach(self, endpoint_id: str) -> None:
-        """Disconnect an endpoint."""
-
-    def kept(self, endpoint_id: str) -> JSON:
-        """Return what :meth:`restore` needs of an endpoint."""
-
-    def restore(self, endpoint: JSON, vm_id: str) -> None:
-        """Have an endpoint that an adapter of a VM is connected to, in another process."""
-
-
 @define
 class Host:
     """What the devices of one VM have of their host.
@@ -104,10 +59,10 @@ class Host:
     :ivar fixed_memory: the memory is the file of a template, and there is no balloon.
     """
 
-    machine: Machine
+    machine: Monitor
     info: HostInfo
-    access: Access
-    endpoints: Endpoints
+    access: AccessTable
+    endpoints: QEMUNetwork
     directory: str
     user: Identity | None = None
     cgroup: Cgroup | None = None
@@ -171,7 +126,7 @@ class DeviceKind(Generic[R]):
 
     def __init__(self, host: Host) -> None:
         self.host: Host = host
-        self.machine: Machine = host.machine
+        self.machine: Monitor = host.machine
 
     def __repr__(self) -> str:
         return shown(self, "name")
@@ -337,13 +292,13 @@ def _busy(request: Request[Any], device: Device[Any]) -> Iterator[None]:
 # Steps.
 
 
-async def gone(machine: Machine, operation: str, command: str, arguments: Mapping[str, Any]) -> None:
+async def gone(machine: Monitor, operation: str, command: str, arguments: Mapping[str, Any]) -> None:
     """Have QEMU remove something, unless it is there no more."""
     with _unless_missing():
         await machine.ask(operation, command, arguments)
 
 
-async def unplugged(machine: Machine, operation: str, device: str) -> None:
+async def unplugged(machine: Monitor, operation: str, device: str) -> None:
     """Have QEMU unplug a device, unless it is there no more."""
     with _unless_missing():
         await machine.unplug(operation, device)

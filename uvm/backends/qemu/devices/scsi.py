@@ -8,7 +8,7 @@ from typing import ClassVar
 from attrs import define, field
 
 from uvm.backend import JSON
-from uvm.backends.qemu.devices.drives import Drive, attach_image
+from uvm.backends.qemu.devices.drives import Drive
 from uvm.backends.qemu.devices.request import Device, DeviceTable, Host
 from uvm.backends.requests.request import Request, number_of
 from uvm.backends.requests.scsi import Controllers, changed, checked
@@ -87,10 +87,8 @@ class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
             text = f"VM {self.machine.id} has no access to {settings.path}; grant it with grant_access"
             raise request.refuse(HResult.E_ACCESSDENIED, text)
         self.note(request, device, {})
-        await attach_image(
-            device.drive,
-            self.machine,
-            self.host.access,
+        await device.drive.attach(
+            self.host,
             request.operation,
             settings.path,
             f"scsi{device.controller}",

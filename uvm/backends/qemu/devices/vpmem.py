@@ -22,7 +22,7 @@ from typing import ClassVar, Final
 from attrs import define, field
 
 from uvm.backend import JSON
-from uvm.backends.qemu.devices.drives import Drive, attach_image
+from uvm.backends.qemu.devices.drives import Drive
 from uvm.backends.qemu.devices.request import Device, DeviceTable, Host, Pool
 from uvm.backends.requests.request import Request
 from uvm.backends.requests.vpmem import (
@@ -124,10 +124,8 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         self._layout.reserve(device.key)
         try:
             self._place(request, device)
-            await attach_image(
-                device.drive,
-                self.machine,
-                self.host.access,
+            await device.drive.attach(
+                self.host,
                 request.operation,
                 device.settings.host_path,
                 _BUS,

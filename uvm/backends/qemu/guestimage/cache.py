@@ -13,24 +13,22 @@ removed by renaming it first, so that there is none in part.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from attrs import define, frozen
 
-from uvm.backends.qemu.guestimage.sources import stamp_of
-from uvm.backends.qemu.locks import keep, open_lock, release
+from uvm.backends.qemu.guestimage.sources import sha256_of
+from uvm.backends.qemu.locks import keep, locked, open_lock, release, try_lock
 from uvm.errors import HostError, HostPathError, NotSupportedError, UVMError
 from uvm.hresult import HResult
 
@@ -169,17 +167,9 @@ class Image:
 def digest_of(path: str) -> dict[str, Any]:
     """Return the size and the digest of a file; size -1 if it cannot be read."""
     try:
-        stamp = stamp_of(path)
-        return {"size": stamp[0], "sha256": _sha256(path, tuple(stamp))}
+        return {"size": os.path.getsize(path), "sha256": sha256_of(path)}
     except OSError:
         return {"size": -1, "sha256": ""}
-
-
-# Each VM asks, and 90 MB take 60 ms: the same file is read once.
-@lru_cache(maxsize=64)
-def _sha256(path: str, stamp: tuple[int, ...]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @frozen
@@ -218,18 +208,9 @@ class Cache:
                 "or name another directory: XDG_CACHE_HOME"
             )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of those who build or remove, waiting for it."""
-        # Python has it on Unix only.
-        import fcntl
-
-        lock = open_lock(self.root / "lock", make=True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            release(lock)
+        return locked(self.root / "lock")
 
     def find(self, key: str) -> Image | None:
         """Return an image; None if it was never completed."""
@@ -281,16 +262,14 @@ class Cache:
 
     def prune(self, image: Image) -> bool:
         """Remove an image unless a VM uses it; return whether it was removed; the lock is held."""
-        import fcntl
-
-        lock = open_lock(image.directory)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = try_lock(image.directory)
+        except BlockingIOError:
+            return False
+        try:
             if _is_used(lock):
                 return False
             self.remove(image.key)
-        except BlockingIOError:
-            return False
         finally:
             release(lock)
         return True
