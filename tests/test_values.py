@@ -64,6 +64,9 @@ _RICH: list[Any] = [
     uvm.GuestTimeouts(rpc_seconds=float("inf")),
     uvm.HostInfo(time_zone={"Bias": 60}, concurrency=uvm.Concurrency(scsi=4)),
     uvm.ExitStatus("UnexpectedExit", 5, {"Attribution": [{}]}),
+    uvm.CreationPlan(
+        document={"VirtualMachine": {}}, os="linux", id="vm1", processors=1, memory_mb=2, scsi_controllers=0
+    ),
 ]
 
 
@@ -148,6 +151,11 @@ def test_a_value_travels_with_its_content(cls: type, data: st.DataObject) -> Non
 @pytest.mark.parametrize("value", _RICH, ids=lambda value: type(value).__name__)
 def test_a_value_with_many_fields_travels(value: Any) -> None:
     _check_travels(value)
+
+
+@pytest.mark.parametrize("value", _RICH, ids=lambda value: type(value).__name__)
+def test_a_frozen_value_can_be_a_key_whatever_it_holds(value: Any) -> None:
+    assert {value: 1}[copy.deepcopy(value)] == 1
 
 
 @pytest.mark.anyio

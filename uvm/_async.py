@@ -236,10 +236,10 @@ class BareTaskGroup:
     ) -> None:
         failure = await self._close(exc)
         # What else the body raised is kept out of the task group, which would wrap it.
-        cancelled = failure if isinstance(failure, anyio.get_cancelled_exc_class() | GeneratorExit) else None
+        cancelled = failure if isinstance(failure, anyio.get_cancelled_exc_class()) else None
         if anyio.get_current_task().id != self._entered_in:
             # Only the task that entered a group can leave it: trio waits for ever, and anyio raises.
-            if cancelled is None:
+            if cancelled is None and not isinstance(failure, GeneratorExit):
                 raise VMStateError(self._elsewhere) from failure
         elif cancelled is None:
             await self._tasks.__aexit__(None, None, None)

@@ -180,9 +180,10 @@ def pci_function(instance_path: str, function: int) -> tuple[str, int]:
     :param function: the function beside the path; 0 if the path names it.
     :raises OptionsError: the path is no text, or empty; or it names another function.
     """
-    path, slash, last = text_of(instance_path, "a PCI device").rpartition("/")
+    text = text_of(instance_path, "a PCI device")
+    path, slash, last = text.rpartition("/")
     if not (slash and path and last.isascii() and last.isdecimal() and int(last) <= 0xFFFF):
-        return instance_path, function
+        return text, function
     if function not in (0, int(last)):
         raise OptionsError(
             f"{instance_path} names function {int(last)}, and function {function} was asked for"

@@ -110,7 +110,9 @@ class HostInfo(Checked):
     processors: int = field(default=8, metadata=go(None, whole(U32, 1)))
     memory_mb: int = field(default=65536, metadata=go(None, whole(U64)))
     machine: Literal["amd64", "arm64"] = field(default="amd64", metadata=go(None, choice("amd64", "arm64")))
-    time_zone: Mapping[str, Any] = field(default=Factory(dict), metadata=go(None, instance(Mapping)))
+    time_zone: Mapping[str, Any] = field(
+        default=Factory(dict), hash=False, metadata=go(None, instance(Mapping))
+    )
     paths: PathFlavour = field(default="windows", metadata=go(None, choice("windows", "posix")))
     concurrency: Concurrency = field(default=Concurrency(), metadata=go(None, instance(Concurrency)))
     templates: tuple[GuestOS, ...] = field(

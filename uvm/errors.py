@@ -408,7 +408,7 @@ class ExitStatus:
 
     exit_type: str
     code: int = 0
-    detail: dict[str, Any] | None = field(default=None, repr=False)
+    detail: dict[str, Any] | None = field(default=None, repr=False, hash=False)
 
     def __str__(self) -> str:
         return self.exit_type if not self.code else f"{self.exit_type} ({hresult_name(self.code)})"

@@ -70,6 +70,19 @@ async def test_a_namespace_and_its_adapters_are_found_by_every_spelling_of_their
         check_at_rest(run)
 
 
+async def test_an_adapter_that_was_added_by_the_name_of_its_endpoint_is_removed_by_it() -> None:
+    async with running() as run:
+        namespace = await run.vm.network.setup(NAMESPACE)
+        await namespace.add_endpoint("endpoint-eth0")
+        for left in (2, 1):
+            await run.vm.network.remove_endpoint(NAMESPACE, "endpoint-eth0")
+            assert len(run.backend.network.attachments()) == left
+        with pytest.raises(uvm.NotAttachedError, match="endpoint-eth0"):
+            await run.vm.network.remove_endpoint(NAMESPACE, "endpoint-eth0")
+        await namespace.release()
+        check_at_rest(run)
+
+
 @pytest.mark.parametrize("spell", GUIDS)
 async def test_an_adapter_id_is_taken_however_it_is_spelled(spell: Callable[[str], str]) -> None:
     nic = "abcdefab-0000-0000-0000-00000000000c"

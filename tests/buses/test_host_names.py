@@ -530,7 +530,8 @@ async def test_a_single_file_is_where_its_lease_says_in_a_linux_guest() -> None:
         assert (await run.vm.share(FILE, "/one")).guest_path == "/one/one.txt"
         # It has its own name there, and not that of the link.
         assert (await run.vm.share(r"C:\links\other.txt", "/two")).guest_path == "/two/one.txt"
-        shared = await run.vm.plan9.add(SHARED, "/some", restrict=True, allowed_names=["one.txt", "two.txt"])
+        names: Any = [PurePosixPath("one.txt"), "two.txt"]
+        shared = await run.vm.plan9.add(SHARED, "/some", restrict=True, allowed_names=names)
         assert (shared.guest_path, shared.files) == ("/some", ("/some/one.txt", "/some/two.txt"))
         assert (await run.vm.plan9.add(SHARED, "/all")).files == ()
 

@@ -107,6 +107,31 @@ async def test_entered_and_released_in_the_body_is_not_released_again() -> None:
         assert len(run.vm.scsi._disks.ledger) == 0
 
 
+_OPENINGS: dict[str, Callable[[Running], Any]] = {
+    "disk": mounted,
+    "namespace": lambda run: run.vm.network.setup(NAMESPACE),
+    "root": lambda run: run.vm.mount_layers("c1", [LAYER], DISK),
+}
+
+
+@pytest.mark.parametrize("kind", _OPENINGS)
+async def test_what_a_release_fails_with_on_leaving_is_noted_on_what_the_body_raised(kind: str) -> None:
+    async with running() as run:
+
+        async def leave() -> None:
+            async with _OPENINGS[kind](run):
+                run.backend.faults.refuse(to="host", request_type="Remove")
+                raise LookupError("body")
+
+        with pytest.raises(LookupError, match="body") as caught:
+            await leave()
+        assert [note for note in caught.value.__notes__ if "E_FAIL" in note]
+        run.backend.faults.clear()
+        for orphan in run.vm.orphans:
+            await orphan.release()
+        check_at_rest(run)
+
+
 async def test_the_same_again_is_one_more_reference() -> None:
     async with running() as run:
         one, two = await mounted(run), await mounted(run, guest_path="/elsewhere")

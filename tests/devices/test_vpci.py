@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PureWindowsPath
 from typing import Any, Literal
 
 import pytest
@@ -107,6 +108,7 @@ def test_a_path_may_name_its_function(named: str, path: str, function: int) -> N
 def test_a_path_and_an_argument_name_the_same_function_or_are_refused() -> None:
     assert pci_function("a/3", 3) == ("a", 3)
     assert pci_function("a", 3) == ("a", 3)
+    assert pci_function(PureWindowsPath(r"PCI\a"), 3) == (r"PCI\a", 3)  # type: ignore[arg-type]
     with pytest.raises(OptionsError, match="a/3 names function 3, and function 4 was asked for"):
         pci_function("a/3", 4)
 

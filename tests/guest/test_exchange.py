@@ -239,6 +239,26 @@ async def test_what_a_callback_raises_is_raised_and_the_process_is_killed(
 
 
 @pytest.mark.anyio
+@EITHER_WAY
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
+async def test_what_a_callback_raises_comes_out_bare_and_ends_no_loop(
+    world: World, external: bool, kind: type[BaseException]
+) -> None:
+    raised = kind()
+
+    def leave(chunk: bytes) -> None:
+        raise raised
+
+    world.script = [("stdout", b"odd")]
+    async with world.vm(external) as vm:
+        with pytest.raises(kind) as caught:
+            await vm.run(["stuck"], on_stdout=leave)
+        assert caught.value is raised
+        await quiet()
+        assert world.killed == ["stuck"]
+
+
+@pytest.mark.anyio
 async def test_a_character_is_passed_on_when_all_of_it_has_come(world: World) -> None:
     chunks: list[str] = []
     world.script = [("stdout", each.to_bytes()) for each in "aß€😀\r\n".encode()] + [("stdout", b"\xe2\x82")]

@@ -200,6 +200,13 @@ def test_of_windows_only_the_network_namespace_and_the_devices_are_kept() -> Non
     assert "windows" not in cleaned(spec_with(windows={"layerFolders": ["C:\\l"], "network": {}}))
 
 
+def test_a_network_namespace_is_the_one_of_the_adapters_also_in_braces() -> None:
+    named = spec_with(windows={"network": {"networkNamespace": "{7F2C1C0E-5D0A-4C3E-9B1F-2A60D0A3E7B4}"}})
+    assert cleaned(named)["windows"] == {
+        "network": {"networkNamespace": "7F2C1C0E-5D0A-4C3E-9B1F-2A60D0A3E7B4"}
+    }
+
+
 @pytest.mark.parametrize(
     ("value", "filtered"), [("true", False), ("1", False), ("yes", True), ("false", True), (["true"], True)]
 )

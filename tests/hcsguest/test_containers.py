@@ -265,6 +265,8 @@ async def test_the_memory_limit_of_a_container_is_changed(external: bool) -> Non
         assert (await container.statistics())["memory"]["usage"]["limit"] == 1 << 26
         with pytest.raises((GuestError, HostError), match="not supported for containers"):
             await container.modify(request | {"ResourceType": "CombinedLayers"})
+        with pytest.raises(OptionsError, match="which is no JSON value"):
+            await container.modify(request | {"Settings": {1, 2}})
 
 
 # What HCS is asked.

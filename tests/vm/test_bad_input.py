@@ -11,6 +11,7 @@ from attrs import evolve
 import uvm
 from tests.vm.support import (
     DISK,
+    ENDPOINT,
     FILE,
     LARGE_LAYER,
     LAYER,
@@ -207,6 +208,19 @@ LINUX_ARGUMENTS: dict[str, tuple[Use, str]] = {
     "files elsewhere": (
         lambda vm: vm.plan9.add(SHARED, "/mnt", restrict=True, allowed_names=["..\\a"]),
         "no name of a file",
+    ),
+    "a container's id of another type": (
+        lambda vm: vm.layers.combine("/r", ["/a"], scratch_path="/s", container_id=5),
+        "container_id must be a string",
+    ),
+    "a namespace that is no document": (lambda vm: vm.network.add_namespace(None), "namespace must be str"),
+    "an endpoint that is no document": (
+        lambda vm: vm.network.add_endpoint(NAMESPACE, [ENDPOINT]),
+        "endpoint must be str",
+    ),
+    "a moderation of another type": (
+        lambda vm: vm.network.update_adapter("a", interrupt_moderation=True),
+        "interrupt_moderation must be one of",
     ),
     "a VMBus GUID that is none": (lambda vm: vm.vpci.assign("PCI\\A", vmbus_guid="me"), "GUID"),
     "no function of a device": (lambda vm: vm.vpci.assign("PCI\\A", -1), "function"),

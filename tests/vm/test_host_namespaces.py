@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 anyio_backend = jumping_backends
 
 HOST_NETWORK = "44444444-0000-0000-0000-000000000004"
-LOOSE = "55555555-0000-0000-0000-000000000005"
+LOOSE = "55555555-0000-0000-0000-00000000000e"
 OWN = "66666666-0000-0000-0000-000000000006"
 NEW = "77777777-0000-0000-0000-000000000007"
 
@@ -251,8 +251,11 @@ async def test_a_namespace_that_is_another_s_stays() -> None:
     with pytest.raises(HostError, match="ERROR_ALREADY_EXISTS"):
         await uvm.create_namespace(backend, id=NEW)
     async with uvm.create_namespace(backend, endpoints=[LOOSE]) as namespace:
-        with pytest.raises(OptionsError, match="already"):
-            await namespace.add_endpoint(LOOSE)
+        for spelled in (LOOSE, f"{{{LOOSE.upper()}}}"):
+            with pytest.raises(OptionsError, match="already"):
+                await namespace.add_endpoint(spelled)
+        with pytest.raises(OptionsError, match="document must be Mapping or None"):
+            await namespace.create_endpoint(HOST_NETWORK, [OWN])  # type: ignore[arg-type]
         with pytest.raises(HostError, match="HCN_E_NETWORK_NOT_FOUND"):
             await namespace.create_endpoint(NEW)
         assert namespace.endpoints == (LOOSE,)

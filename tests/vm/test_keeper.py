@@ -101,6 +101,19 @@ async def test_what_a_start_fails_with_is_raised_once_nothing_is_left(operation:
     assert backend.leftovers() == []
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+async def test_what_ends_a_program_is_raised_by_the_start_and_not_by_the_keeper(
+    kind: type[BaseException],
+) -> None:
+    def leave(plan: uvm.CreationPlan) -> uvm.CreationPlan:
+        raise kind
+
+    backend = host_backend()
+    with pytest.raises(kind):
+        await uvm.start_vm(lcow(), backend=backend, amend=leave)
+    assert backend.leftovers() == []
+
+
 @pytest.mark.parametrize("operation", ["enumerate", "create", "start", "connect"])
 async def test_a_cancelled_start_leaves_at_once_and_the_keeper_undoes_it(operation: str) -> None:
     backend = host_backend()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -331,6 +332,7 @@ class Stop(BaseException):
         KeyboardInterrupt(),
         SystemExit(3),
         Stop(),
+        GeneratorExit(),
         HostError("theirs", HResult.E_FAIL),
     ],
     ids=repr,
@@ -348,6 +350,20 @@ async def test_an_exception_of_the_body_comes_out_as_the_object_that_it_is(
         await use(create(backend), fail, start=started)
     assert caught.value is failure
     assert getattr(failure, "__notes__", []) == []
+    assert gone(backend)
+
+
+async def test_a_generator_in_which_a_vm_runs_can_be_closed() -> None:
+    backend = host_backend()
+
+    async def generate() -> AsyncGenerator[uvm.UtilityVM, None]:
+        async with create(backend) as vm:
+            yield vm
+
+    async with aclosing(generate()) as vms:
+        async for vm in vms:
+            assert vm.state is uvm.VMState.CREATED
+            break
     assert gone(backend)
 
 

@@ -314,6 +314,27 @@ async def test_a_hook_that_awaits_what_was_cancelled_has_failed(anyio_backend_na
             await pool.acquire()
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+async def test_what_a_hook_raises_ends_no_event_loop(kind: type[BaseException]) -> None:
+    def leave(given: object) -> Any:
+        raise kind
+
+    async def leave_later(vm: uvm.UtilityVM) -> None:
+        await anyio.lowlevel.checkpoint()
+        leave(vm)
+
+    backend = host_backend()
+    with pytest.raises(UVMError, match=f"preparing it for its pool raised {kind.__name__}"):
+        await uvm.Pool(lcow(id=""), backend=backend, prepare=leave_later).start()
+    with pytest.raises(UVMError, match=f"starting a VM raised {kind.__name__}"):
+        await uvm.Pool(lcow(id=""), backend=backend, amend=leave).start()
+    assert backend.leftovers() == []
+    async with pooled(check=leave_later) as (pool, _):
+        with pytest.raises(UVMError, match=f"the check by its pool raised {kind.__name__}"):
+            with anyio.fail_after(5):
+                await pool.acquire()
+
+
 async def test_a_hook_that_raises_keeps_the_vm_from_being_used() -> None:
     calls = 0
 

@@ -11,6 +11,7 @@ from uvm._arguments import items_of
 from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
+from uvm._checks import checked, text
 from uvm._names import guest_path_key
 from uvm._repr import brief_call
 from uvm.devices.layers import Combination, CombinedLayers, FilterType
@@ -96,6 +97,7 @@ class LayersBus(Bus):
         :raises OrphanError: an orphan occupies that root, and cannot be removed.
         """
         os = self._context.plan.os
+        checked(container_id, text, "container_id")
         combination = Combination.of(
             os, root, items_of(layers, "layers"), scratch_path, container_id, filter_type
         )

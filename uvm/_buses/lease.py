@@ -11,7 +11,7 @@ from typing import ClassVar, Self, TypeVar
 import anyio
 from attrs import define, field, frozen
 
-from uvm._async import cancelled_too
+from uvm._async import end_after
 from uvm._buses.holds import Hold, HoldState, released_by_one
 from uvm._buses.link import Link
 from uvm._errands import Release
@@ -40,7 +40,10 @@ class LeaseState(Enum):
 
 
 class Releasable(Bound):
-    """What is released once. As an async context manager it is released on leaving, unless it was before."""
+    """What is released once. As an async context manager it is released on leaving, unless it was before.
+
+    What its release fails with then is raised, or added as notes to the exception of the body.
+    """
 
     __slots__ = ()
 
@@ -62,15 +65,17 @@ class Releasable(Bound):
     def _left(self) -> None:
         """Note that one of the callers that have learnt that its release failed has left."""
 
-    async def __aexit__(self, exc_type: object, exc: object, traceback: object) -> None:
-        with cancelled_too(exc):
-            try:
-                if not self.released:
-                    await self.release()
-            except Exception:
-                # Other callers may have it still. One that is cancelled is noted by what it waits for.
-                self._left()
-                raise
+    async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        await end_after(exc, self._release_at_end, f"releasing a {type(self).__name__}")
+
+    async def _release_at_end(self) -> None:
+        try:
+            if not self.released:
+                await self.release()
+        except Exception:
+            # Other callers may have it still. One that is cancelled is noted by what it waits for.
+            self._left()
+            raise
 
 
 def state_of(hold: Hold[object]) -> LeaseState:

@@ -106,7 +106,7 @@ class Link:
         lambda link: ContainerStates(link.occupied.inside, link.vm_id, link.work), takes_self=True
     )
     home: Home = Factory(Home.here)
-    failure: Callable[[], Exception | None] = lambda: None
+    failure: Callable[[], BaseException | None] = lambda: None
     closing: bool = False
     why_not_running: str = "start it first"
     disconnected: bool = False

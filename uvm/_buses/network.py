@@ -36,6 +36,8 @@ from uvm.schema.requests import UPDATE, ModifySettingRequest, VirtualAdapter
 #: The id of the namespace of templates and clones, in their guests (hcsshim v0.8.16 ``internal/uvm``).
 TEMPLATE_NAMESPACE: Final = "89EB8A86-E253-41FD-9800-E6D88EB2E18A"
 
+_NAME_OR_DOCUMENT: Final = instance(str, Mapping)
+
 
 @define(eq=False, repr=False)
 class AdapterLease(Lease):
@@ -181,6 +183,7 @@ class NetworkBus(Bus):
         :raises OptionsError: the VM is in it already, or the document has no ID.
         """
         network = self._context.backend.network
+        checked(namespace, _NAME_OR_DOCUMENT, "namespace")
         self._context.link.check_running()
         document = await network.namespace(namespace) if isinstance(namespace, str) else namespace
         model = from_json(HostComputeNamespace, document)
@@ -208,6 +211,7 @@ class NetworkBus(Bus):
         """
         backend, key = self._context.backend, self._key(namespace_id)
         nic_id = guid_of(nic_id or backend.new_id(), "the id of an adapter")
+        checked(endpoint, _NAME_OR_DOCUMENT, "endpoint")
         self._context.link.check_running()
         document = await backend.network.endpoint(endpoint) if isinstance(endpoint, str) else endpoint
         model = from_json(HostComputeEndpoint, document)
@@ -334,10 +338,15 @@ class NetworkBus(Bus):
     async def remove_endpoint(self, namespace_id: str, endpoint_id: str) -> None:
         """Release the oldest lease of an adapter, by its endpoint.
 
+        :param endpoint_id: its id, or its name.
         :raises NotAttachedError: the endpoint has no adapter.
         """
+        key = adapter_key(self._key(namespace_id), endpoint_id)
+        if self._adapters.ledger.get(key) is None:
+            among = self._adapters.ledger.named(key.namespace_id)
+            key = next((each.key for each, _ in among if _is_named(each.applied, endpoint_id)), key)
         await self._release_oldest(
-            self._adapters.oldest_on(adapter_key(self._key(namespace_id), endpoint_id)),
+            self._adapters.oldest_on(key),
             f"{self._context.vm_id} has no adapter for the endpoint {endpoint_id} in {namespace_id}",
         )
 
@@ -385,6 +394,10 @@ class NetworkBus(Bus):
         return [hold for key in keys for hold in self._adapters.holds_on(key)]
 
 
+def _is_named(adapter: AnyAdapter | None, name: str) -> bool:
+    return isinstance(adapter, Adapter) and adapter.endpoint.name == name
+
+
 def _said(adapter: AnyAdapter) -> tuple[str, str, str, str, tuple[str, ...]]:
     """Return what an adapter says of itself: the fields of :class:`AttachedAdapter`."""
     if isinstance(adapter, GuestAdapter):
@@ -407,7 +420,8 @@ def _iov_settings(weight: int | None, queue_pairs: int | None, moderation: int |
         if value is not None:
             checked(value, whole(U32), name)
     named = INTERRUPT_MODERATION.get(moderation) if isinstance(moderation, int) else moderation
-    if moderation is not None and named not in INTERRUPT_MODERATION.values():
+    wrong = isinstance(moderation, bool) or named not in INTERRUPT_MODERATION.values()
+    if moderation is not None and wrong:
         known = ", ".join(f"{name} ({number})" for number, name in INTERRUPT_MODERATION.items())
         raise OptionsError(f"interrupt_moderation must be one of {known}, not {moderation!r}")
     settings = IovSettings(

@@ -12,7 +12,7 @@ from uvm._async import opens
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.lease import Lease
 from uvm._checks import checked, flag
-from uvm._names import HostPath
+from uvm._names import HostPath, text_of
 from uvm._repr import brief_call
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 
@@ -98,7 +98,7 @@ class Plan9Bus(Bus):
         :raises NotSupportedError: the guest is Windows, or the host is too old to restrict a share.
         :raises OrphanError: an orphan occupies either path, and cannot be removed.
         """
-        names = items_of(allowed_names, "allowed_names")
+        names = tuple(text_of(each, "allowed_names") for each in items_of(allowed_names, "allowed_names"))
         named = await self._context.named(path)
         read_only, restrict = checked(read_only, flag, "read_only"), checked(restrict, flag, "restrict")
         return await self._share(SharedDirectory(named.path, guest_path, read_only, restrict, names))

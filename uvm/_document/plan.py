@@ -91,7 +91,7 @@ class CreationPlan:
     :ivar copies_on_exit: the steps after the exit, before the temporary files are deleted (``debug_mode``).
     """
 
-    document: JSON = field(repr=False)
+    document: JSON = field(repr=False, hash=False)
     os: GuestOS
     id: str
     processors: int
@@ -106,6 +106,6 @@ class CreationPlan:
     preparations: tuple[Preparation, ...] = ()
     temporary_files: tuple[str, ...] = ()
     copies_on_exit: tuple[Preparation, ...] = ()
-    restored: TemplateDocument | None = None
+    restored: TemplateDocument | None = field(default=None, hash=False)
 
     __repr__ = brief_call

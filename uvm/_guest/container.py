@@ -569,11 +569,13 @@ class Container(ProcessHost):
     async def modify(self, request: JSON) -> None:
         """Have the guest carry out a ``ModificationRequest`` on it.
 
+        :raises OptionsError: it is no JSON; nothing was sent.
         :raises GuestError: the guest refused.
         :raises HostError: HCS refused, which hosts it, or the guest that it asked.
         :raises UnknownOutcomeError: the answer was lost.
         """
         checked(request, instance(dict), "request")
+        check_writable("the request, of which nothing was sent,", request)
         await self._guest.call(self._handle.modify(request))
 
     # Its end.

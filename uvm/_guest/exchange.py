@@ -96,7 +96,7 @@ class Exchange(Generic[AnyStr]):
             "stderr": _Output(_callback_of(on_stderr, "on_stderr"), text),
         }
         # The one to raise comes first; kept out of the task groups, which would wrap them.
-        self._failures: list[Exception] = []
+        self._failures: list[BaseException] = []
 
     async def complete(
         self, clock: GuestClock, cmd: tuple[str, ...], exchange: Callable[[], Awaitable[int]]
@@ -123,7 +123,7 @@ class Exchange(Generic[AnyStr]):
         exit_code = 0
         async with anyio.create_task_group() as tasks:
 
-            def fail(error: Exception) -> None:
+            def fail(error: BaseException) -> None:
                 self._failures.insert(0, error)
                 tasks.cancel_scope.cancel()
 
@@ -155,7 +155,11 @@ class Exchange(Generic[AnyStr]):
             fail(error)
 
     async def _collect(
-        self, cmd: tuple[str, ...], stream: ProcessOutput, output: _Output, fail: Callable[[Exception], None]
+        self,
+        cmd: tuple[str, ...],
+        stream: ProcessOutput,
+        output: _Output,
+        fail: Callable[[BaseException], None],
     ) -> None:
         try:
             async for data in stream:
@@ -191,7 +195,7 @@ class _Output:
         factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
 
-    async def error_of_callback(self, data: bytes, *, final: bool = False) -> Exception | None:
+    async def error_of_callback(self, data: bytes, *, final: bool = False) -> BaseException | None:
         """Call the callback with what came, and return what it raises."""
         if self.callback is None:
             return None
@@ -199,7 +203,10 @@ class _Output:
         try:
             if chunk and isawaitable(called := self.callback(chunk)):
                 await called
-        except Exception as error:
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
+            # Raised by the task, it would be raised in a group, and end a loop of asyncio.
             return error
         return None
 

@@ -21,7 +21,7 @@ from attrs import field, frozen
 
 from uvm._arguments import kind_of, refuse_twice
 from uvm._checks import checked, flag
-from uvm._names import guest_path_key, windows_upper
+from uvm._names import guest_path_key, guid_text, windows_upper
 from uvm._repr import brief_call
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
@@ -370,7 +370,9 @@ def _clean_windows(spec: dict[str, Any]) -> None:
     namespace = part(spec, "windows.network").get("networkNamespace")
     spec.pop("windows", None)
     if namespace:
-        spec["windows"] = {"network": {"networkNamespace": namespace}}
+        # The guest compares it with the ids of adapters' namespaces, which have no braces.
+        plain = guid_text(namespace) if isinstance(namespace, str) else namespace
+        spec["windows"] = {"network": {"networkNamespace": plain}}
     if devices is not None:
         spec.setdefault("windows", {})["devices"] = devices
 

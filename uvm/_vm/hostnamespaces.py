@@ -15,7 +15,8 @@ from attrs import define, field
 from uvm._arguments import items_of
 from uvm._async import opens
 from uvm._buses.lease import Releasable
-from uvm._checks import checked, choice, guid_of
+from uvm._checks import checked, choice, guid_of, instance, optional
+from uvm._names import guid_key
 from uvm._repr import brief_call
 from uvm.backend import JSON, Backend
 from uvm.errors import (
@@ -84,6 +85,7 @@ class HostNamespace(Releasable):
         :raises HostError: the host refused; one of that id is there.
         :raises UnknownOutcomeError: the answer was lost.
         """
+        checked(document, optional(instance(Mapping)), "document")
         asked = {"SchemaVersion": {"Major": 2, "Minor": 0}, **(document or {})}
         given = asked.get("ID")
         asked["ID"] = guid_of(given or self._backend.new_id(), "the id of an endpoint")
@@ -128,7 +130,7 @@ class HostNamespace(Releasable):
     async def _create_in(self, endpoint_id: str, network_id: str | None, document: JSON) -> None:
         """Note an endpoint, create it if it is to be, and put it into the namespace."""
         self._check_held()
-        if endpoint_id in self._endpoints:
+        if guid_key(endpoint_id) in map(guid_key, self._endpoints):
             raise OptionsError(f"the endpoint {endpoint_id} is in the network namespace {self.id} already")
         self._endpoints[endpoint_id] = made = False
         network = self._backend.network

@@ -79,7 +79,7 @@ class Keeper(Generic[T]):
     _opened: Flag = field(factory=Flag, init=False)
     _ended: Flag = field(factory=Flag, init=False)
     _value: T | None = field(default=None, init=False)
-    failure: Exception | None = field(default=None, init=False)
+    failure: BaseException | None = field(default=None, init=False)
     _caller_left: bool = field(default=False, init=False)
     _leaving: bool = field(default=False, init=False)
 
@@ -116,7 +116,8 @@ class Keeper(Generic[T]):
             if not self._leaving:
                 self.failure = _warn_unclosed(self.name, self.variable, self)
             raise
-        except Exception as error:
+        except BaseException as error:
+            # Raised by this task, one that is no Exception would end the event loop.
             self.failure = error
             if self._caller_left:
                 _log.warning(None, "%s: for a caller who was cancelled: %s", self.name, error)

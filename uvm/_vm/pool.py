@@ -509,12 +509,17 @@ class Pool(ClosedOnLeaving):
                             await self._serve(member, vm)
                     except Exception as error:
                         self._failed(member, error)
-        except Exception as error:
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as raised:
+            failure = (
+                raised if isinstance(raised, Exception) else UVMError(f"starting a VM raised {raised!r}")
+            )
             if member.state is not _State.CLOSING:
-                self._failed(member, error)
+                self._failed(member, failure)
             elif self._closing.is_set():
                 # Else the VM has logged it.
-                self._close_errors.append(error)
+                self._close_errors.append(failure)
         finally:
             self._ended(member)
 
@@ -584,7 +589,13 @@ class Pool(ClosedOnLeaving):
         answers: list[object] = []
 
         async def call() -> None:
-            answers.append(await hook(vm))
+            try:
+                answers.append(await hook(vm))
+            except (Exception, anyio.get_cancelled_exc_class()):
+                raise
+            except BaseException as error:
+                # Raised by a task, it would end the event loop.
+                raise UVMError(f"{vm.id}: {what} its pool raised {error!r}") from error
 
         with anyio.move_on_after(self._hook_seconds):
             # In a task of its own: if that is cancelled, the one that keeps the VM is not.

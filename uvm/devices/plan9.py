@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from uvm._names import HostPath, guest_path, text_of
+from uvm._names import HostPath, guest_path
 from uvm._repr import brief_call
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
@@ -63,8 +63,7 @@ def check_share(build: int, separator: str, share: SharedDirectory) -> None:
     if share.allowed_files and not share.restrict:
         raise OptionsError(f"{share.path} was not shared: allowed_names: no effect without restrict=True")
     for name in share.allowed_files:
-        text = text_of(name, "allowed_names")
-        if text in (".", "..") or "/" in text or separator in text:
+        if name in (".", "..") or "/" in name or separator in name:
             raise OptionsError(f"{share.path} was not shared: allowed_names: {name!r} is no name of a file")
     # Older 9p servers cannot hide files.
     if share.restrict and build < V19H1:
