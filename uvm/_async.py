@@ -17,7 +17,7 @@ import anyio.lowlevel
 from uvm._arguments import own
 from uvm._checks import suggested
 from uvm._home import asyncio_loop, trio_lowlevel
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.errors import VMStateError
 
 A = ParamSpec("A")
@@ -25,6 +25,7 @@ C = TypeVar("C", bound=AbstractAsyncContextManager[Any])
 T = TypeVar("T")
 
 
+@showing("waiting")
 class Line:
     """Tasks that wait until all of them are woken, in the order in which they came.
 
@@ -36,9 +37,6 @@ class Line:
 
     def __init__(self) -> None:
         self._waiters: dict[_Waiter, None] | None = None
-
-    def __repr__(self) -> str:
-        return shown(self, "waiting")
 
     @property
     def waiting(self) -> int:
@@ -103,6 +101,7 @@ class _TrioWaiter:
         return self._lowlevel.Abort.SUCCEEDED
 
 
+@showing("is_set")
 class Flag(Line):
     """An event that takes little memory until a task waits for it."""
 
@@ -111,9 +110,6 @@ class Flag(Line):
     def __init__(self) -> None:
         super().__init__()
         self._set = False
-
-    def __repr__(self) -> str:
-        return shown(self, "is_set")
 
     def is_set(self) -> bool:
         """Return whether it was set."""
@@ -140,6 +136,7 @@ def in_work() -> bool:
     return _in_work.get()
 
 
+@showing("busy", "owed")
 class Work:
     """How much the tasks of a VM have in flight, so that one can wait for the end of it.
 
@@ -153,9 +150,6 @@ class Work:
         self.owed: int = 0
         self._closed = False
         self._changed = Line()
-
-    def __repr__(self) -> str:
-        return shown(self, "busy", "owed")
 
     def begin(self) -> None:
         """Note that a task begins something."""

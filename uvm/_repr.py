@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from attrs import NOTHING, Factory, fields
+
+T = TypeVar("T")
 
 _MAX_CHARACTERS = 300
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -42,12 +45,20 @@ def brief_call(value: Any) -> str:
     return brief(call_of(value))
 
 
-def shown(value: Any, *names: str) -> str:
-    """Return the type of an object and attributes by name, of which collections are counted."""
-    return brief(f"<{' '.join([type(value).__name__, *(_shown(value, name) for name in names)])}>")
+def showing(*names: str) -> Callable[[type[T]], type[T]]:
+    """Have a class print its name, and attributes of these names, of which collections are counted."""
+
+    def text(value: object) -> str:
+        return brief(f"<{' '.join([type(value).__name__, *(_shown(value, name) for name in names)])}>")
+
+    def with_text(cls: type[T]) -> type[T]:
+        cls.__repr__ = text  # type: ignore[method-assign]
+        return cls
+
+    return with_text
 
 
-def _shown(value: Any, name: str) -> str:
+def _shown(value: object, name: str) -> str:
     found = getattr(value, name)
     if callable(found):
         found = found()

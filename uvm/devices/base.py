@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from attrs import define, field, frozen
 
-from uvm._repr import brief_call, shown
+from uvm._repr import brief_call, showing
 from uvm.devices.slots import Allocator
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest
 
@@ -415,13 +415,11 @@ class EntryState(Generic[K_co, M_co, S_co, W_co]):
     __repr__ = brief_call
 
 
-@frozen
+@showing("entries", "quarantined")
+@frozen(repr=False)
 class LedgerState(Generic[K_co, M_co, S_co, W_co]):
     """The whole of a ledger, as a value that compares."""
 
     entries: tuple[EntryState[K_co, M_co, S_co, W_co], ...]
     quarantined: tuple[Quarantined[K_co, S_co], ...]
     allocator: Any
-
-    def __repr__(self) -> str:
-        return shown(self, "entries", "quarantined")

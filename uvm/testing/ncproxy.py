@@ -37,7 +37,7 @@ from uvm._ncproxy.messages import (
     UnregisterComputeAgent,
     endpoint_field,
 )
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm._ttrpc.client import Client, connected
 from uvm._ttrpc.protobuf import Message
 from uvm._ttrpc.server import Method, Services, serve
@@ -53,6 +53,7 @@ M = TypeVar("M", bound=Message)
 _SECONDS = 60.0
 
 
+@showing("container_id", "address")
 class Agent:
     """A compute agent that is registered, as the proxy calls it. The names are those of endpoints.
 
@@ -66,9 +67,6 @@ class Agent:
         self._proxy = proxy
         self._client: Client | None = None
         self._left = anyio.Event()
-
-    def __repr__(self) -> str:
-        return shown(self, "container_id", "address")
 
     async def add_nic(self, name: str, nic_id: str) -> None:
         """Add an adapter; the device of an endpoint of the proxy is assigned first, under the same id."""
@@ -115,6 +113,7 @@ class Agent:
             await self._left.wait()
 
 
+@showing("agents", "calls")
 class FakeNetworkProxy:
     """A network configuration proxy at a pipe of a backend's host; it is served within ``async with``.
 
@@ -140,9 +139,6 @@ class FakeNetworkProxy:
         self._nics: dict[tuple[str, str], str] = {}
         self._stack = AsyncExitStack()
         self._tasks: anyio.abc.TaskGroup | None = None
-
-    def __repr__(self) -> str:
-        return shown(self, "agents", "calls")
 
     @property
     def agents(self) -> Mapping[str, Agent]:

@@ -11,7 +11,7 @@ from uuid import UUID
 from uvm._checks import U64, checked, instance, optional, whole
 from uvm._home import Bound
 from uvm._names import GuestOS
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON, VM_GROUP, AccessMask, HostInfo
 from uvm.backends.fake.calls import copy_document
 from uvm.backends.fake.clock import FakeClock
@@ -43,6 +43,7 @@ _BOOT_DIRECTORY = "C:\\Program Files\\Linux Containers"
 _BOOT_FILES = {"kernel": 11 << 20, "vmlinux": 46 << 20, "initrd.img": 38 << 20}
 
 
+@showing("vms", "hosted_systems", "request_log")
 class FakeBackend(Bound):
     """A hypervisor host in memory (:class:`~uvm.backend.Backend`).
 
@@ -106,9 +107,6 @@ class FakeBackend(Bound):
         self._vms: dict[str, FakeVM] = {}
         self._hosted: dict[str, HostedSystem] = {}
         self._guest_capabilities = guest_capabilities
-
-    def __repr__(self) -> str:
-        return shown(self, "vms", "hosted_systems", "request_log")
 
     @property
     def name(self) -> str:

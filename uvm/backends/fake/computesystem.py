@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
@@ -38,6 +38,7 @@ class Opened:
         raise NotImplementedError
 
 
+@showing("id", "state")
 class FakeComputeSystem(Opened):
     """A VM, or a container that HCS hosts in one.
 
@@ -53,9 +54,6 @@ class FakeComputeSystem(Opened):
         self.ends_with_last_handle: bool = ends_with_last_handle
         self.state: State = "Created"
         self.exit_status: ExitStatus | None = None
-
-    def __repr__(self) -> str:
-        return shown(self, "id", "state")
 
     def _become(self, state: State) -> None:
         self.state = state

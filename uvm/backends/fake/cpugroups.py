@@ -9,7 +9,7 @@ from attrs import define, field
 
 from uvm._checks import guid
 from uvm._names import guid_key, guid_text
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.requests.request import read_document
 from uvm.errors import HostError
@@ -30,7 +30,8 @@ from uvm.schema.requests import (
 _OPERATION: Final = "modify the compute service"
 
 
-@define(eq=False)
+@showing("groups")
+@define(eq=False, repr=False)
 class CpuGroups:
     """The CPU groups of a host.
 
@@ -39,9 +40,6 @@ class CpuGroups:
 
     processors: int
     groups: dict[str, CpuGroupConfig] = field(factory=dict, init=False)
-
-    def __repr__(self) -> str:
-        return shown(self, "groups")
 
     def modify(self, document: JSON, used: Iterable[str]) -> None:
         """Create or delete a group.

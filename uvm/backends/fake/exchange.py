@@ -10,7 +10,7 @@ import anyio.lowlevel
 from attrs import define, field, frozen
 
 from uvm._checks import Checked, go, number
-from uvm._repr import call_of, shown
+from uvm._repr import call_of, showing
 from uvm.backends.fake.calls import Machine, To
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.faults import Faults
@@ -53,7 +53,8 @@ class Latency(Checked):
         return 0.0
 
 
-@define(eq=False)
+@showing("latency")
+@define(eq=False, repr=False)
 class Exchange:
     """Carries out calls.
 
@@ -65,9 +66,6 @@ class Exchange:
     faults: Faults
     latency: Latency
     clock: FakeClock
-
-    def __repr__(self) -> str:
-        return shown(self, "latency")
 
     async def carry_out(self, entry: Entry, change: Callable[[], T], machine: Machine | None = None) -> T:
         """Carry out a call that the request log has begun. A call cancelled before the change makes none."""

@@ -15,7 +15,7 @@ from attrs import define
 
 from uvm._checks import U64, checked, choice, flag, instance, optional, whole
 from uvm._names import HostPath, PathFlavour, host_path, host_path_key, text_of
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import FileInfo
 from uvm.backends.fake.paths import PathTable
 from uvm.errors import HostError, HostPathError, OptionsError
@@ -50,7 +50,8 @@ class _Opens:
     writer: bool = False
 
 
-@define(eq=False)
+@showing("size_bytes")
+@define(eq=False, repr=False)
 class OpenDisk:
     """A file that a VM has open, which does not depend on the path by which it was opened."""
 
@@ -58,9 +59,6 @@ class OpenDisk:
     _files: FakeFiles
     _key: str
     _writable: bool
-
-    def __repr__(self) -> str:
-        return shown(self, "size_bytes")
 
     def close(self) -> None:
         """Close the file."""

@@ -11,7 +11,7 @@ from attrs import define, field
 from uvm._async import Flag, Line
 from uvm._checks import I32, U32, checked, flag, similar, whole
 from uvm._checks import text as check_text
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backends.fake.calls import Call, Machine
 from uvm.errors import GuestError, HostError, OptionsError, UnknownOutcomeError, UVMError, own
 from uvm.hresult import HResult
@@ -91,7 +91,8 @@ async def wait_for_exit(machine: Machine | None) -> None:
         await exited.wait()
 
 
-@define(eq=False)
+@showing("call")
+@define(eq=False, repr=False)
 class Parked:
     """A call that waits at a gate. Exactly one of its methods is called, once.
 
@@ -102,9 +103,6 @@ class Parked:
     _pending: dict[Parked, None]
     _woken: Flag = field(factory=Flag)
     _action: Action = _proceed
-
-    def __repr__(self) -> str:
-        return shown(self, "call")
 
     def proceed(self) -> None:
         """Carry out the call, and answer it."""
@@ -138,6 +136,7 @@ class Parked:
         return self._action
 
 
+@showing("pending")
 class Gate:
     """Parks the calls that its rule chooses.
 
@@ -148,9 +147,6 @@ class Gate:
         self._pending: dict[Parked, None] = {}
         self._arrival = Line()
         self._on_close: Callable[[], None] | None = None
-
-    def __repr__(self) -> str:
-        return shown(self, "pending")
 
     @property
     def pending(self) -> tuple[Parked, ...]:

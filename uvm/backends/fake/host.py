@@ -7,7 +7,7 @@ from typing import Final, Literal
 from attrs import Factory, define, evolve, field, frozen
 
 from uvm._checks import Checked, choice, flag, go
-from uvm._repr import call_of, shown
+from uvm._repr import call_of, showing
 from uvm.backend import HostInfo
 from uvm.backends.fake.cpugroups import CpuGroups
 from uvm.backends.fake.files import FakeFiles, OpenDisk
@@ -57,7 +57,8 @@ class Checks(Checked):
         return evolve(cls.lenient(), requests=False)
 
 
-@define
+@showing("info")
+@define(repr=False)
 class Host:
     """What the VMs of a backend share.
 
@@ -72,9 +73,6 @@ class Host:
     checks: Checks
     pci: dict[tuple[str, int], str] = Factory(dict)
     cpu_groups: CpuGroups = Factory(lambda host: CpuGroups(host.info.processors), takes_self=True)
-
-    def __repr__(self) -> str:
-        return shown(self, "info")
 
     def open_file(self, path: str, vm_id: str, *, writable: bool, operation: str) -> OpenDisk:
         """Open a disk or image for a VM.

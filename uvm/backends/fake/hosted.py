@@ -10,7 +10,7 @@ import anyio
 
 from uvm._async import Flag
 from uvm._guest.specs import execute_settings
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm._wire.frames import Procedure
 from uvm._wire.ports import vsock_service_id
 from uvm.backend import JSON
@@ -42,6 +42,7 @@ from uvm.schema.process import (
 _STDIN, _STDOUT, _STDERR = 0xC0000000, 0xC0000001, 0xC0000002
 
 
+@showing("pid", "container_id", "exit_code")
 class HostedProcess(Opened):
     """A process that HCS started.
 
@@ -62,9 +63,6 @@ class HostedProcess(Opened):
         vm.hosted[pid] = self
         vm.add_exit_hook(self._end)
         vm.service.processes[pid].when_exited(self._exited)
-
-    def __repr__(self) -> str:
-        return shown(self, "pid", "container_id", "exit_code")
 
     def __str__(self) -> str:
         return f"process {self.pid} of {self.vm.id}"

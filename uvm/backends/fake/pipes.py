@@ -5,21 +5,19 @@ from __future__ import annotations
 import anyio.lowlevel
 
 from uvm._names import PathFlavour, host_path, pipe_key
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backends.fake.streams import FakeListener, FakeStream, stream_pair
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
 
+@showing("listened_at")
 class FakePipes:
     """The pipes of a host (:class:`~uvm.backend.HostPipes`): named pipes, or Unix sockets."""
 
     def __init__(self, paths: PathFlavour) -> None:
         self._paths: PathFlavour = paths
         self._listeners: dict[str, FakeListener] = {}
-
-    def __repr__(self) -> str:
-        return shown(self, "listened_at")
 
     @property
     def listened_at(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import anyio
 from attrs import define
 
 from uvm._checks import checked, choice, number
-from uvm._repr import brief_call, shown
+from uvm._repr import brief_call, showing
 from uvm.backends.fake.calls import Call, To
 from uvm.backends.fake.filters import Filter
 from uvm.errors import RefusedError, UnknownOutcomeError
@@ -79,6 +79,7 @@ class Entry:
         return " ".join(part for part in parts if part)
 
 
+@showing("entries", "dropped")
 class RequestLog:
     """The requests of all VMs of a backend, oldest first.
 
@@ -91,9 +92,6 @@ class RequestLog:
         self._seq = 0
         self._listeners: list[Callable[[Entry], None]] = []
         self.dropped: int = 0
-
-    def __repr__(self) -> str:
-        return shown(self, "entries", "dropped")
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -13,7 +13,7 @@ from typing import ClassVar, Final, Generic, TypedDict, TypeVar
 from attrs import define, field, frozen
 
 from uvm._checks import function, go, number
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backends.fake.calls import Call, To
 from uvm.backends.fake.filters import FAULTY, Filter
 from uvm.errors import OptionsError
@@ -80,7 +80,8 @@ class Matcher(Filter):
         return self.probability is None or random.random() < self.probability
 
 
-@define(eq=False)
+@showing("matcher", "seen", "fired")
+@define(eq=False, repr=False)
 class Rule(Generic[A]):
     """A rule in force.
 
@@ -93,9 +94,6 @@ class Rule(Generic[A]):
     _rules: list[Rule[A]]
     seen: int = field(default=0, init=False)
     fired: int = field(default=0, init=False)
-
-    def __repr__(self) -> str:
-        return shown(self, "matcher", "seen", "fired")
 
     def remove(self) -> None:
         """Remove the rule; does nothing if it was removed."""
@@ -112,6 +110,7 @@ class Rule(Generic[A]):
         return chosen
 
 
+@showing("rules")
 class Rules(Generic[A]):
     """The rules of one kind that a backend has."""
 
@@ -121,9 +120,6 @@ class Rules(Generic[A]):
     def __init__(self, seed: int = 0) -> None:
         self._random = Random(seed)
         self._rules: list[Rule[A]] = []
-
-    def __repr__(self) -> str:
-        return shown(self, "rules")
 
     @property
     def rules(self) -> tuple[Rule[A], ...]:

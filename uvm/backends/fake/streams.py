@@ -15,7 +15,7 @@ import anyio.lowlevel
 
 from uvm._async import Line
 from uvm._names import guid_key
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.errors import HostError, VMExitedError, own
 from uvm.hresult import HResult
 
@@ -95,6 +95,7 @@ class _Pipe:
         self.waiting.wake()
 
 
+@showing()
 class FakeStream:
     """One end of a connection (:class:`~uvm.backend.ByteStream`).
 
@@ -108,9 +109,6 @@ class FakeStream:
         self._incoming = incoming
         self._outgoing = outgoing
         self._on_close = on_close
-
-    def __repr__(self) -> str:
-        return shown(self)
 
     @property
     def ended(self) -> bool:
@@ -216,6 +214,7 @@ def stream_pair(on_close: Callable[[FakeStream], None]) -> tuple[FakeStream, Fak
     return FakeStream(to_a, to_b, on_close), FakeStream(to_b, to_a, on_close)
 
 
+@showing("service_id")
 class FakeListener:
     """Accepts connections: of the guest of one VM, or at a pipe (:class:`~uvm.backend.Listener`)."""
 
@@ -225,9 +224,6 @@ class FakeListener:
         self._callers: Line = Line()
         self._on_close = on_close
         self._end: Exception | None = None
-
-    def __repr__(self) -> str:
-        return shown(self, "service_id")
 
     async def accept(self) -> FakeStream:
         """Wait for the next connection; VMExitedError once the VM has exited."""

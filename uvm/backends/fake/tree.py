@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.fake.devices.adapters import AdapterKind
 from uvm.backends.fake.devices.passthrough import PciKind, PipeKind
@@ -34,6 +34,7 @@ _NOT_MODELLED: Final = re.compile(
 )
 
 
+@showing("inventory")
 class DeviceTree:
     """The devices of one VM, kind by kind.
 
@@ -71,9 +72,6 @@ class DeviceTree:
         except HostError:
             self.close()
             raise
-
-    def __repr__(self) -> str:
-        return shown(self, "inventory")
 
     def of(self, kind: type[K]) -> K:
         """Return the devices of a kind."""

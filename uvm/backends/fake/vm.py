@@ -9,7 +9,7 @@ import anyio.lowlevel
 
 from uvm._async import Line
 from uvm._names import GuestOS
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.computesystem import FakeComputeSystem, Opened, State
@@ -24,6 +24,7 @@ from uvm.schema.properties import Properties
 from uvm.schema.system import ComputeSystem, VirtualMachine
 
 
+@showing("id", "os", "state")
 class FakeVM(FakeComputeSystem):
     """A virtual machine. Any number of handles (:class:`~uvm.backends.fake.FakeSystem`) are open on it.
 
@@ -80,9 +81,6 @@ class FakeVM(FakeComputeSystem):
         self._switchboard: Switchboard | None = None
         self._exit_hooks: dict[Callable[[], None], None] = {}
         self._state_changes: Line = Line()
-
-    def __repr__(self) -> str:
-        return shown(self, "id", "os", "state")
 
     @property
     def guest(self) -> FakeGuest:

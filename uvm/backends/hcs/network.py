@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 from uuid import UUID, uuid4
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.hcs.dlls import CData, ComputeNetwork, Library, NetworkQuery
 from uvm.backends.hcs.text import check, compose, guid, parse_list, parse_object, refusal, take, wide
@@ -23,6 +23,7 @@ _WHAT: Final = "a namespace id"
 _QUERY: Final[JSON] = {"SchemaVersion": {"Major": 2, "Minor": 0}}
 
 
+@showing()
 class HCSNetwork:
     """The networks of a Windows host (:class:`~uvm.backend.HostNetwork`).
 
@@ -33,9 +34,6 @@ class HCSNetwork:
     def __init__(self, library: Library[ComputeNetwork], workers: Workers) -> None:
         self._library = library
         self._workers = workers
-
-    def __repr__(self) -> str:
-        return shown(self)
 
     async def namespace(self, namespace_id: str) -> JSON:
         """Return a namespace's document; ERROR_NOT_FOUND if there is none."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from uvm._async import Flag
 from uvm._log import Log
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.qemu.launch import Process
 from uvm.errors import ExitStatus, HostError
@@ -26,6 +26,7 @@ _SAID: Final = 4096
 _LINES: Final = 30
 
 
+@showing("status")
 class Exit:
     """How a VM exits, and has exited.
 
@@ -47,9 +48,6 @@ class Exit:
         self._shutdown: JSON = {}
         self._panicked = False
         self._settled = Flag()
-
-    def __repr__(self) -> str:
-        return shown(self, "status")
 
     def on_event(self, name: str, data: JSON) -> None:
         """Note an event of QEMU that is about the end of the guest."""

@@ -17,7 +17,7 @@ from typing import Final
 
 from attrs import define, field
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
@@ -26,7 +26,8 @@ _NO_OTHER_WRITES: Final = 200 + 1
 _FLOCK: Final = struct.Struct("@hhqqi")
 
 
-@define(eq=False)
+@showing("paths")
+@define(eq=False, repr=False)
 class FrozenDisks:
     """The disks of a template that its guest could write to.
 
@@ -35,9 +36,6 @@ class FrozenDisks:
 
     paths: Collection[str]
     _fds: list[int] = field(factory=list)
-
-    def __repr__(self) -> str:
-        return shown(self, "paths")
 
     @classmethod
     def freeze(cls, paths: Collection[str], operation: str) -> FrozenDisks:

@@ -29,7 +29,7 @@ from uvm._gcs.process import start_process
 from uvm._guest.process import Launch, Process, handle_of
 from uvm._guest.stdio import close_quietly
 from uvm._log import Log
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm._wire.ports import LINUX_GCS_PORT, vsock_service_id
 from uvm.backend import JSON, ByteStream, Listener
 from uvm.backends.handles import Handle
@@ -53,6 +53,7 @@ _log = Log("uvm")
 BOOT_SECONDS: Final = 120.0
 
 
+@showing("processes")
 class HostConnection:
     """The host's own connection to the guest of one VM.
 
@@ -74,9 +75,6 @@ class HostConnection:
         self._ready = Flag()
         self._problem: Exception | None = None
         self.processes: dict[int, HostedProcess] = {}
-
-    def __repr__(self) -> str:
-        return shown(self, "processes")
 
     async def serve(self) -> None:
         """Wait for the guest, and serve the connection until one side closes it. Raises nothing."""

@@ -12,7 +12,7 @@ import shutil
 from contextlib import ExitStack
 from typing import Self
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backends.qemu.runtime import VMDirectory
 from uvm.backends.qemu.saving import Boot
 from uvm.backends.qemu.sockets import SocketFile, bound
@@ -37,6 +37,7 @@ def copied_mb(boot: Boot, user: Identity | None, operation: str) -> int:
     return -(-sum(copied) // MIB)
 
 
+@showing("fds")
 class Inherited:
     """Descriptors that QEMU inherits, which are opened here, and closed once it has started; blocking.
 
@@ -70,9 +71,6 @@ class Inherited:
                 code = HResult.ERROR_ALREADY_EXISTS if taken else hresult_of(error)
                 raise HostError(operation, code, text) from error
             self._undo = undo.pop_all()
-
-    def __repr__(self) -> str:
-        return shown(self, "fds")
 
     def __enter__(self) -> Self:
         return self

@@ -24,7 +24,7 @@ import anyio
 import anyio.abc
 
 from uvm._async import Flag
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backends.qemu.exits import Exit
 from uvm.backends.qemu.guestlink import GuestLink
 from uvm.backends.qemu.hostprocess import HostConnection
@@ -42,6 +42,7 @@ CRASH_SECONDS: Final = 10.0
 QUIT_SECONDS: Final = 5.0
 
 
+@showing("exit")
 class Lifetime:
     """The process of QEMU that is one VM, and what serves it.
 
@@ -71,9 +72,6 @@ class Lifetime:
         self.left: bool = False
         self._process: Process
         self._service = anyio.CancelScope(shield=True)
-
-    def __repr__(self) -> str:
-        return shown(self, "exit")
 
     @property
     def process(self) -> Process:

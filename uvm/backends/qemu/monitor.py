@@ -16,7 +16,7 @@ import anyio
 from attrs import define, field
 
 from uvm._async import Flag
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.qemu.commandline import CONSOLE_BYTES
 from uvm.backends.qemu.exits import Exit
@@ -39,6 +39,7 @@ class _Unplug:
     refused: bool = False
 
 
+@showing("id")
 class Monitor:
     """QEMU, over its monitor.
 
@@ -53,9 +54,6 @@ class Monitor:
         self.qmp: QMP
         self._exit = ends
         self._unplugs: dict[str, _Unplug] = {}
-
-    def __repr__(self) -> str:
-        return shown(self, "id")
 
     def connect(self, sock: socket.socket) -> None:
         """Use a socket, which belongs to the monitor from now on."""

@@ -29,7 +29,7 @@ import anyio.lowlevel
 
 from uvm._async import Flag, Line
 from uvm._log import Log
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm._wire.channels import Buffer, Channel, MuxError, append
 from uvm._wire.mux import Mux
 from uvm._wire.muxevents import Data, Ended, Event, Greeted, Opened, Reset, Writable
@@ -47,6 +47,7 @@ PORTION_BYTES: Final = 0x40000
 _RECEIVE_BYTES: Final = 65536
 
 
+@showing("failure")
 class MuxLink:
     """All connections with one guest.
 
@@ -71,9 +72,6 @@ class MuxLink:
         self._full: Final = Line()
         self._ended = False
         sock.setblocking(False)
-
-    def __repr__(self) -> str:
-        return shown(self, "failure")
 
     @property
     def waiting(self) -> Collection[int]:
@@ -252,6 +250,7 @@ def _connected() -> Mux:
     return mux
 
 
+@showing("port", "lost")
 class MuxStream(ClosedOnce):
     """One connection with the guest (:class:`~uvm.backend.EagerByteStream`).
 
@@ -270,9 +269,6 @@ class MuxStream(ClosedOnce):
         self._broken = False
         super().__init__()
         channel.owner = self
-
-    def __repr__(self) -> str:
-        return shown(self, "port", "lost")
 
     @property
     def port(self) -> int:
@@ -381,6 +377,7 @@ class MuxStream(ClosedOnce):
         return anyio.BrokenResourceError("the guest has reset it, or has gone")
 
 
+@showing("port")
 class MuxListener(ClosedOnce):
     """Accepts the guest's connections to one port (:class:`~uvm.backend.Listener`)."""
 
@@ -390,9 +387,6 @@ class MuxListener(ClosedOnce):
         self._offered: Final[deque[MuxStream]] = deque()
         self._callers: Final = Line()
         super().__init__()
-
-    def __repr__(self) -> str:
-        return shown(self, "port")
 
     async def accept(self) -> MuxStream:
         """Wait for the next connection; anyio.ClosedResourceError if it is closed, or the link ended."""

@@ -38,7 +38,7 @@ import anyio
 import anyio.to_thread
 from attrs import asdict, define, field, frozen
 
-from uvm._repr import brief_call, shown
+from uvm._repr import brief_call, showing
 from uvm.backend import JSON
 from uvm.backends.qemu.commandline import Acceleration
 from uvm.backends.qemu.devices.tree import DeviceTree
@@ -64,7 +64,8 @@ _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | f
 _UNLIMITED: Final = 1 << 40
 
 
-@define(eq=False)
+@showing("fd")
+@define(eq=False, repr=False)
 class Memory:
     """The memory of a VM, as a file without a name.
 
@@ -72,9 +73,6 @@ class Memory:
     """
 
     fd: int
-
-    def __repr__(self) -> str:
-        return shown(self, "fd")
 
     @classmethod
     def of_mb(cls, size: int) -> Memory:
@@ -115,7 +113,8 @@ def _no_file(size: int, error: OSError) -> NoSpaceError:
     )
 
 
-@define(eq=False)
+@showing("memory")
+@define(eq=False, repr=False)
 class SavedVM:
     """A VM that was saved as a template.
 
@@ -133,9 +132,6 @@ class SavedVM:
     luns: Mapping[PMemKey, int]
     build: Build
     state: int = field(factory=lambda: os.memfd_create("uvm-state", os.MFD_CLOEXEC))
-
-    def __repr__(self) -> str:
-        return shown(self, "memory")
 
     def open_memory(self, operation: str) -> Memory:
         """Return the memory for one clone; HCS_E_SYSTEM_NOT_FOUND once it is released."""

@@ -23,7 +23,7 @@ import anyio
 import anyio.abc
 
 from uvm._log import Log
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON, Listener
 from uvm.backends.qemu.devices.journal import Journal
 from uvm.backends.qemu.devices.tree import DeviceTree
@@ -68,6 +68,7 @@ _GUEST_ENDS: Final[dict[str, tuple[str, JSON]]] = {
 }
 
 
+@showing("id", "state")
 class VM:
     """A virtual machine that this process has started.
 
@@ -97,9 +98,6 @@ class VM:
         self.console: SocketFile | None = None
         self.devices: DeviceTree
         self.lifetime: Lifetime = Lifetime(directory, self._ended, survives=self.survives)
-
-    def __repr__(self) -> str:
-        return shown(self, "id", "state")
 
     @property
     def id(self) -> str:

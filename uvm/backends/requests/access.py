@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import VM_GROUP, AccessMask
 from uvm.errors import HostError
 from uvm.hresult import HResult
 
 
+@showing("entries")
 class AccessTable:
     """Entries by path. Granting the same access to the same VM again is one entry, not a count.
 
@@ -26,9 +27,6 @@ class AccessTable:
         self._find = find
         self._masks: dict[str, dict[str, AccessMask]] = {}
         self._paths: dict[str, str] = {}
-
-    def __repr__(self) -> str:
-        return shown(self, "entries")
 
     def grant(self, path: str, to: str, mask: AccessMask) -> None:
         """Add an entry; a VM's own entry includes writing, as that of ``HcsGrantVmAccess`` does.

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from attrs import define
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
@@ -44,6 +44,7 @@ def read_document(cls: type[T], document: Any, operation: str) -> T:
         raise HostError(operation, HResult.HCS_E_INVALID_JSON, str(error)) from None
 
 
+@showing("operation")
 @define(eq=False, repr=False)
 class Request(Generic[R]):
     """A ``ModifySettingRequest`` with its resource path parsed.
@@ -54,9 +55,6 @@ class Request(Generic[R]):
     resource: R
     action: str
     settings: Any
-
-    def __repr__(self) -> str:
-        return shown(self, "operation")
 
     @property
     def operation(self) -> str:

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.requests.request import Request, number_of
 from uvm.hresult import HResult
@@ -23,6 +23,7 @@ PMemKey: TypeAlias = tuple[int, int | None]
 _FORMATS: Final = ("Vhd1", "Vhdx", "")
 
 
+@showing("maximum_count")
 class Layout:
     """The limits of a VM's controller, and where files are mapped on its devices: none overlap.
 
@@ -35,9 +36,6 @@ class Layout:
         # The offsets on each device, sorted, and the bytes at each, in whole pages; 0 while they are unknown.
         self._offsets: dict[int, list[int]] = {}
         self._lengths: dict[tuple[int, int], int] = {}
-
-    def __repr__(self) -> str:
-        return shown(self, "maximum_count")
 
     def load(self, controller: VirtualPMemController, most: int | None = None) -> None:
         """Set the limits that a document states; at most `most` devices."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, ByteStream
 from uvm.backends.fake import Call, FakeBackend, Rule
@@ -27,7 +27,8 @@ _NOT_HCS = frozenset({"close", "close process", "listen", "working set"})
 _RELAYED = frozenset({"modify", "create process", "signal process", "terminate process", "modify process"})
 
 
-@define(eq=False)
+@showing("fake")
+@define(eq=False, repr=False)
 class FakeHost(Host):
     """Control of a host that is a :class:`~uvm.backends.fake.FakeBackend`.
 
@@ -46,9 +47,6 @@ class FakeHost(Host):
     _networks: int = field(default=0, init=False)
 
     # Boot.
-
-    def __repr__(self) -> str:
-        return shown(self, "fake")
 
     def linux(self) -> LCOWOptions:
         """Put boot files on the host, and return the options of a Linux VM that boots from them."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from attrs import Factory, frozen
 
-from uvm._repr import brief_call, shown
+from uvm._repr import brief_call, showing
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, Backend, ByteStream
 from uvm.errors import NotSupportedError
@@ -121,6 +121,7 @@ class Network:
     __repr__ = brief_call
 
 
+@showing("controls")
 class Host:
     """Control of the host of the backend under test.
 
@@ -138,9 +139,6 @@ class Host:
     blocking: frozenset[str] = frozenset()
 
     # Set-up.
-
-    def __repr__(self) -> str:
-        return shown(self, "controls")
 
     def put_file(self, name: str, *, size_bytes: int = 1 << 20, content: bytes = b"") -> str:
         """Put a file on the host, replacing what is there, and return its path."""

@@ -12,7 +12,7 @@ import anyio
 from attrs import evolve, frozen
 
 from uvm._names import GuestOS
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.testing.backends.checks import equal, until
 from uvm.testing.backends.rig import Control, Rig
 
@@ -41,7 +41,8 @@ _OF_GUESTS: Final = frozenset({Control.PROGRAMS, Control.POLICIES, Control.DIAL}
 _OF_FAULTS: Final = frozenset({Control.CALLS, Control.LOSS, Control.TWICE, Control.AUDIT})
 
 
-@frozen
+@showing("name")
+@frozen(repr=False)
 class Scenario:
     """A requirement on backends.
 
@@ -57,9 +58,6 @@ class Scenario:
     needs: frozenset[Control]
     timeouts: int = 1
     answers: bool = False
-
-    def __repr__(self) -> str:
-        return shown(self, "name")
 
     def __str__(self) -> str:
         return self.name

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from attrs import define, field
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.fake.host import Host
 from uvm.backends.requests.request import Request
@@ -22,6 +22,7 @@ M = TypeVar("M")
 D = TypeVar("D", bound="Device[Any]")
 
 
+@showing("vm_id", "name")
 class DeviceKind(Generic[R]):
     """One kind of device of one VM: what is attached, and the requests that change it.
 
@@ -38,9 +39,6 @@ class DeviceKind(Generic[R]):
         self.vm_id: str = vm_id
         self.host: Host = host
 
-    def __repr__(self) -> str:
-        return shown(self, "vm_id", "name")
-
     def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Attach what the VM's document has of this kind."""
 
@@ -56,7 +54,8 @@ class DeviceKind(Generic[R]):
         raise NotImplementedError
 
 
-@define(eq=False)
+@showing("name", "attached")
+@define(eq=False, repr=False)
 class Device(Generic[M]):
     """A device that the host has attached.
 
@@ -67,9 +66,6 @@ class Device(Generic[M]):
     name: str
     settings: M
     attached: bool = field(default=True, init=False)
-
-    def __repr__(self) -> str:
-        return shown(self, "name", "attached")
 
     def __str__(self) -> str:
         return self.name

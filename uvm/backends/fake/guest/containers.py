@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from attrs import define, field
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.fake.guest.processes import SIGKILL, SIGTERM, GuestProcess
 
@@ -17,7 +17,8 @@ Status = Literal["created", "running", "stopped"]
 _EXIT_TYPES: Final = {SIGTERM: "GracefulExit", SIGKILL: "ForcedExit"}
 
 
-@define(eq=False)
+@showing("id", "status", "processes")
+@define(eq=False, repr=False)
 class Container:
     """A container; Windows ones are no more than this.
 
@@ -35,9 +36,6 @@ class Container:
     exit_type: str = field(default="UnexpectedExit", init=False)
     processes: dict[int, GuestProcess] = field(factory=dict, init=False)
     resources: dict[str, int] = field(factory=dict, init=False)
-
-    def __repr__(self) -> str:
-        return shown(self, "id", "status", "processes")
 
     @property
     def pids(self) -> list[int]:

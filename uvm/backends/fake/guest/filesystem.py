@@ -12,7 +12,7 @@ from typing import Final, Literal
 from attrs import define, evolve, field
 
 from uvm._names import GuestOS
-from uvm._repr import shown
+from uvm._repr import showing
 
 #: When everything of it was made.
 _TIME: Final = 1_704_067_200
@@ -33,6 +33,7 @@ class Node:
     modified: int = _TIME
 
 
+@showing("nodes")
 @define(eq=False, repr=False)
 class GuestFileSystem:
     """The files of a guest. Paths are absolute, and those of its system; Windows ignores case.
@@ -46,9 +47,6 @@ class GuestFileSystem:
     def __attrs_post_init__(self) -> None:
         for path in ("/", "/etc", "/root", "/tmp", "/var") if self.os == "linux" else ("C:\\", "C:\\Windows"):
             self.nodes.setdefault(path, Node("directory"))
-
-    def __repr__(self) -> str:
-        return shown(self, "nodes")
 
     def copy(self) -> GuestFileSystem:
         """Return the same files of another guest."""

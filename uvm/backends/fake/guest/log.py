@@ -9,7 +9,7 @@ from typing import Any, Final
 import anyio
 from attrs import define, field
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.guest.outlet import Outlet
@@ -19,7 +19,8 @@ from uvm.backends.fake.streams import FakeStream
 LAST_WORDS_SECONDS: Final = 1.0
 
 
-@define(eq=False)
+@showing("service_id")
+@define(eq=False, repr=False)
 class GuestLog:
     """The log connection to the host: the output of a Linux guest's compute service, or the events that the
     log forwarding service of a Windows guest sends.
@@ -33,9 +34,6 @@ class GuestLog:
     service_id: str = field(default="", init=False)
     _outlet: Outlet | None = field(default=None, init=False)
     _forwarding: anyio.CancelScope | None = field(default=None, init=False)
-
-    def __repr__(self) -> str:
-        return shown(self, "service_id")
 
     def line(self, message: str, *, level: str = "info", **fields: Any) -> None:
         """Write a line; do nothing without a connection."""

@@ -12,14 +12,15 @@ from attrs import define, field
 
 from uvm._checks import U32, checked, function, instance, whole
 from uvm._checks import seconds as check_seconds
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm._wire.frames import HEADER_SIZE, Kind
 from uvm.backends.fake.calls import Call
 from uvm.backends.fake.filters import MESSAGES
 from uvm.backends.fake.rules import Matching, Rule, Rules
 
 
-@define(eq=False)
+@showing("call")
+@define(eq=False, repr=False)
 class Reply:
     """A message about to be sent: an answer or, as the operation ``notification``, the exit of a container.
 
@@ -34,9 +35,6 @@ class Reply:
     frames: list[bytes] = field(init=False)
     delay_seconds: float = field(default=0.0, init=False)
     ending: Literal["", "drop", "panic"] = field(default="", init=False)
-
-    def __repr__(self) -> str:
-        return shown(self, "call")
 
     def __attrs_post_init__(self) -> None:
         self.frames = [self.frame]

@@ -10,7 +10,7 @@ import anyio
 from attrs import define, field
 
 from uvm._names import GuestOS
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backends.fake.guest.programs import FakeProcess, Program
 
 SIGKILL: Final = 9
@@ -37,7 +37,8 @@ def died_of(signal: int | str, *, os: GuestOS, external: bool) -> int:
     return _UNKNOWN_EXIT if external or isinstance(signal, str) else 128 + signal
 
 
-@define(eq=False)
+@showing("view", "started", "alive", "exit_code")
+@define(eq=False, repr=False)
 class GuestProcess:
     """A process of the guest, or of a container.
 
@@ -62,9 +63,6 @@ class GuestProcess:
     _released: bool = field(default=False, init=False)
     _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
     _waiting: dict[Callable[[int], None], None] = field(factory=dict, init=False)
-
-    def __repr__(self) -> str:
-        return shown(self, "view", "started", "alive", "exit_code")
 
     @property
     def pid(self) -> int:

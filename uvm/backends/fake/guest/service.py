@@ -15,7 +15,7 @@ import anyio.lowlevel
 from attrs import frozen
 
 from uvm._async import Line
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm._wire.frames import GuestSide, Kind, Procedure, encode
 from uvm.backend import JSON
 from uvm.backends.fake.calls import Call
@@ -77,6 +77,7 @@ async def _wait(process: FakeProcess) -> int:
     return 0
 
 
+@showing("processes", "containers", "connected")
 class GuestService:
     """The compute service of one VM's guest. Its state outlives its connections.
 
@@ -124,9 +125,6 @@ class GuestService:
     def files(self) -> GuestFileSystem:
         """The files of the guest, which its containers share."""
         return GuestFileSystem(self.vm.os)
-
-    def __repr__(self) -> str:
-        return shown(self, "processes", "containers", "connected")
 
     @property
     def connected(self) -> bool:

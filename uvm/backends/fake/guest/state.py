@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 from attrs import define, evolve, field
 
 from uvm._names import GuestOS, guest_path_key
-from uvm._repr import brief_call, shown
+from uvm._repr import brief_call, showing
 from uvm.backend import JSON
 from uvm.backends.fake.devices import request as devices
 from uvm.backends.fake.host import Checks
@@ -131,7 +131,8 @@ def _check_base64(request: GuestRequest, what: str, text: str) -> None:
 Handler = Callable[[Any, GuestRequest], None]
 
 
-@define(eq=False)
+@showing("mounts", "fragments")
+@define(eq=False, repr=False)
 class FakeGuest:
     """The state of a running guest. Everything is checked against what the host has attached.
 
@@ -158,9 +159,6 @@ class FakeGuest:
     @_mounts.default
     def _no_mounts(self) -> Mounts:
         return Mounts(self.paths.sep)
-
-    def __repr__(self) -> str:
-        return shown(self, "mounts", "fragments")
 
     @property
     def confidential(self) -> bool:

@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backends.fake.guest.machine import GuestMachine
 from uvm.backends.fake.streams import FakeStream
 
@@ -19,15 +19,13 @@ class Terminal:
     width: int = 0
 
 
-@define(eq=False)
+@showing()
+@define(eq=False, repr=False)
 class ProcessInput:
     """The standard input of a program; empty if the host connected none."""
 
     _vm: GuestMachine
     _stream: FakeStream | None
-
-    def __repr__(self) -> str:
-        return shown(self)
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         """Receive at least one byte; anyio.EndOfStream at the end."""
@@ -55,7 +53,8 @@ class ProcessInput:
             self._stream.close()
 
 
-@define(eq=False)
+@showing()
+@define(eq=False, repr=False)
 class ProcessOutput:
     """An output stream of a program; what is sent is dropped if the host connected none.
 
@@ -66,9 +65,6 @@ class ProcessOutput:
     _vm: GuestMachine
     _stream: FakeStream | None
     _terminal: bool = False
-
-    def __repr__(self) -> str:
-        return shown(self)
 
     async def send(self, item: bytes) -> None:
         """Send an item; waits while the reader is far behind. A terminal puts a CR before each LF."""

@@ -29,7 +29,7 @@ from typing import Final
 
 from attrs import define, field
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.qemu.devices.request import Host, gone, number_in, unplugged
 from uvm.backends.qemu.images import DRIVERS, Image, ImageError, ImageFormat, format_of, read_image
@@ -196,7 +196,8 @@ def _backing_format(path: str, image: Image) -> ImageFormat:
     return format_of(path)
 
 
-@define(eq=False)
+@showing("name")
+@define(eq=False, repr=False)
 class Drive:
     """A SCSI disk of the guest.
 
@@ -209,9 +210,6 @@ class Drive:
     size_bytes: int = field(default=0, init=False)
     paths: tuple[str, ...] = field(default=(), init=False)
     _fdsets: list[int] = field(factory=list, init=False)
-
-    def __repr__(self) -> str:
-        return shown(self, "name")
 
     async def attach(
         self,

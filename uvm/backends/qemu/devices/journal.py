@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.errors import HostPathError
 
 _SUFFIX: Final = ".json"
 
 
+@showing("_directory")
 class Journal:
     """The entries of one VM's devices, by the names that QEMU knows these by.
 
@@ -35,9 +36,6 @@ class Journal:
 
     def __init__(self, directory: str) -> None:
         self._directory = Path(directory)
-
-    def __repr__(self) -> str:
-        return shown(self, "_directory")
 
     def note(self, name: str, entry: JSON) -> None:
         """Write an entry, in place of an earlier one."""

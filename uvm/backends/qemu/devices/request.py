@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from attrs import define, field
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON, HostInfo
 from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.devices.journal import Journal
@@ -46,7 +46,8 @@ M = TypeVar("M", bound=Model)
 D = TypeVar("D", bound="Device[Any]")
 
 
-@define
+@showing("directory")
+@define(repr=False)
 class Host:
     """What the devices of one VM have of their host.
 
@@ -75,19 +76,14 @@ class Host:
     def __attrs_post_init__(self) -> None:
         self.ports = Pool(self.root_ports)
 
-    def __repr__(self) -> str:
-        return shown(self, "directory")
 
-
+@showing("free")
 class Pool:
     """Numbers from 0 on, of which the lowest free one is taken."""
 
     def __init__(self, count: int, first: int = 0) -> None:
         self._count, self._first = count, first
         self._taken: set[int] = set()
-
-    def __repr__(self) -> str:
-        return shown(self, "free")
 
     @property
     def count(self) -> int:
@@ -112,6 +108,7 @@ class Pool:
         self._taken.remove(number)
 
 
+@showing("name")
 class DeviceKind(Generic[R]):
     """One kind of device of one VM: what is attached, and the requests that change it.
 
@@ -127,9 +124,6 @@ class DeviceKind(Generic[R]):
     def __init__(self, host: Host) -> None:
         self.host: Host = host
         self.machine: Monitor = host.machine
-
-    def __repr__(self) -> str:
-        return shown(self, "name")
 
     def configure(self, vm: VirtualMachine, devices: Devices) -> None:
         """Take from the VM's document what there can be of this kind."""
@@ -153,7 +147,8 @@ class DeviceKind(Generic[R]):
         return {}
 
 
-@define(eq=False)
+@showing("name")
+@define(eq=False, repr=False)
 class Device(Generic[M]):
     """A device that is attached, or being attached or detached.
 
@@ -170,9 +165,6 @@ class Device(Generic[M]):
     def device(self) -> str:
         """The name of its device in QEMU."""
         raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return shown(self, "name")
 
     def __str__(self) -> str:
         return self.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from uvm._repr import shown
+from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.qemu.devices.adapters import AdapterKind
 from uvm.backends.qemu.devices.journal import Journal
@@ -32,6 +32,7 @@ _WINDOWS_ONLY: Final = re.compile(
 )
 
 
+@showing("count")
 class DeviceTree:
     """The devices of one VM, kind by kind.
 
@@ -56,9 +57,6 @@ class DeviceTree:
             self.adapters,
             RefusedKind(host),
         )
-
-    def __repr__(self) -> str:
-        return shown(self, "count")
 
     @property
     def count(self) -> int:
