@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
 import anyio
 import pytest
 import trio
 
-from uvm._async import Opening, opens
+from uvm._async import Opening, enters, opens
 from uvm.schema.devices import VirtualSmbShareOptions
 
 pytestmark = pytest.mark.anyio
@@ -156,8 +157,34 @@ async def test_a_use_of_what_was_not_awaited_says_so() -> None:
     opening = door(deque())
     with pytest.raises(AttributeError, match="'opened': await or enter it first"):
         _ = opening.opened  # type: ignore[attr-defined]
-    assert repr(opening) == "<Opening door, CORO_CREATED>"
+    assert repr(opening) == "<Opening door: to be awaited or entered>"
     opening.close()
+
+
+@enters("; 'await door()' opens one")
+async def room(made: deque[Door]) -> AsyncIterator[Door]:
+    async with door(made) as entered:
+        yield entered
+
+
+async def test_what_is_only_entered_is_closed_at_the_end() -> None:
+    made: deque[Door] = deque()
+    entering = room(made)
+    assert not made
+    async with entering as entered:
+        assert entered is made[0]
+    assert (entered.opened, entered.closed) == (1, 1)
+    with pytest.raises(RuntimeError, match="room: what it returned was entered before; call it again"):
+        async with entering:
+            pass
+
+
+async def test_what_is_only_entered_says_so_to_whoever_awaits_or_uses_it() -> None:
+    entering = room(deque())
+    with pytest.raises(TypeError, match=r"room\(\) is entered with 'async with', not awaited; 'await door"):
+        await entering  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="'opened': enter it first"):
+        _ = entering.opened  # type: ignore[attr-defined]
 
 
 async def test_a_forgotten_await_warns() -> None:

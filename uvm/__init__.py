@@ -3,6 +3,8 @@
 What most programs need is here, loaded when the first of its names is used (PEP 562).
 """
 
+import sys
+
 # Type checkers take it for true; typing itself costs more to import than all of this.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +32,10 @@ if not TYPE_CHECKING:
             if hasattr(module, name):
                 value = globals()[name] = getattr(module, name)
                 return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        # With the module itself, a traceback suggests a name that is like it.
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+        )
 
     def __dir__():
-        return sorted({*globals(), *__getattr__("__all__")} - {"TYPE_CHECKING"})
+        return sorted({*globals(), *__getattr__("__all__")} - {"TYPE_CHECKING", "sys"})

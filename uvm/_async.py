@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from inspect import CORO_CREATED, getcoroutinestate
@@ -317,7 +317,8 @@ class Opening(Coroutine[Any, Any, C]):
         self._opened: C | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._coroutine.__qualname__}, {getcoroutinestate(self._coroutine)}>"
+        used = "" if getcoroutinestate(self._coroutine) == CORO_CREATED else ", which was done"
+        return f"<{type(self).__name__} {self._coroutine.__qualname__}: to be awaited or entered{used}>"
 
     def send(self, value: Any, /) -> Any:
         """Go on, as an event loop does."""
@@ -354,6 +355,55 @@ class Opening(Coroutine[Any, Any, C]):
             if name.startswith("cr_") or name in ("__name__", "__qualname__"):
                 return getattr(self._coroutine, name)
             raise AttributeError(f"{self!r} has no attribute {name!r}: await or enter it first")
+
+
+class Entering(AbstractAsyncContextManager[T]):
+    """What is entered with ``async with``, once; what else is tried with it says so."""
+
+    def __init__(self, context: AbstractAsyncContextManager[T], name: str, hint: str) -> None:
+        self._context = context
+        self._name = name
+        self._hint = hint
+        self._entered = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name}: to be entered with 'async with'>"
+
+    # Neither is a coroutine function: tracebacks have no frame of theirs.
+    def __aenter__(self) -> Coroutine[Any, Any, T]:
+        if self._entered:
+            raise RuntimeError(f"{self._name}: what it returned was entered before; call it again")
+        self._entered = True
+        return self._context.__aenter__()
+
+    def __aexit__(self, *error: Any) -> Coroutine[Any, Any, bool | None]:
+        return self._context.__aexit__(*error)
+
+    if not TYPE_CHECKING:  # To a type checker it can be entered alone.
+
+        def __await__(self) -> Generator[Any, Any, T]:
+            raise TypeError(f"{self._name}() is entered with 'async with', not awaited{self._hint}")
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(f"{self!r} has no attribute {name!r}: enter it first")
+
+
+def enters(hint: str = "") -> Callable[[Callable[A, AsyncIterator[T]]], Callable[A, Entering[T]]]:
+    """Have an asynchronous generator function return what is entered, as of ``asynccontextmanager``.
+
+    :param hint: for those who await it: what may be awaited.
+    """
+
+    def decorate(function: Callable[A, AsyncIterator[T]]) -> Callable[A, Entering[T]]:
+        make = asynccontextmanager(function)
+
+        @wraps(function)
+        def entering(*args: A.args, **kwargs: A.kwargs) -> Entering[T]:
+            return Entering(make(*args, **kwargs), function.__qualname__, hint)
+
+        return entering
+
+    return decorate
 
 
 def suggesting(function: Callable[A, T]) -> Callable[A, T]:

@@ -88,7 +88,7 @@ def similar(name: str, names: Sequence[str]) -> str:
 
 def suggested(error: TypeError, function: Callable[..., object], given: Iterable[str]) -> TypeError:
     """Return the error of a wrong call, with the parameter that was meant, if one is like what was given."""
-    names = list(inspect.signature(function).parameters)
+    names = [each for each in inspect.signature(function).parameters if each not in ("self", "cls")]
     close = next((similar(name, names) for name in given if name not in names), "")
     return TypeError(f"{error}; did you mean {close}?") if close else error
 

@@ -19,7 +19,9 @@ def names_from(
 
     def get(name: str) -> Any:
         if name not in names:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name)
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package]
+            )
         value = getattr(import_module(names[name]), name)
         setattr(sys.modules[package], name, value)
         return value

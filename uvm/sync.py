@@ -7,6 +7,7 @@ every call, from any thread. See :mod:`uvm._sync.faces` for how these classes ar
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -23,7 +24,11 @@ def __getattr__(name: str) -> Any:
         if name in listed:
             return globals().setdefault(name, getattr(import_module(module), name))
     if name not in faced():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it may be in uvm", name=name)
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}: it may be in uvm",
+            name=name,
+            obj=sys.modules[__name__],
+        )
     from uvm._sync.faces import face_of, function_face
 
     value = faced()[name]
@@ -32,4 +37,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *__getattr__("__all__")} - {"sys"})

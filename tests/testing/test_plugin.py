@@ -14,6 +14,7 @@ import pytest
 TESTS = r"""
 import anyio
 import pytest
+import pytest_asyncio
 import uvm
 
 pytest_plugins = []
@@ -43,6 +44,22 @@ async def test_under_pytest_trio(linux_vm, windows_vm, uvm_files):
     await use(linux_vm, windows_vm, uvm_files)
 
 
+@pytest_asyncio.fixture
+async def fixed_asyncio_vm(linux_vm):
+    async with linux_vm() as vm:
+        yield vm
+
+
+@pytest.mark.asyncio
+async def test_in_a_fixture_of_pytest_asyncio(fixed_asyncio_vm):
+    await fixed_asyncio_vm.run(["true"])
+
+
+@pytest.mark.anyio
+async def test_forgets_to_close_and_fails(uvm_backend):
+    await uvm.start_vm(uvm.LCOWOptions(), backend=uvm_backend)
+
+
 def test_under_none(linux_vm, windows_vm, uvm_files):
     anyio.run(use, linux_vm, windows_vm, uvm_files)
 
@@ -62,6 +79,28 @@ def test_a_fault_that_happens(uvm_backend, uvm_faults, uvm_files):
 def test_a_fault_that_never_happens_and_fails(uvm_faults):
     uvm_faults.refuse("E_FAIL", to="grant", nth=2)
 """
+#: Tests that share an event loop.
+SHARED = """
+import anyio
+import pytest
+
+
+@pytest.fixture(scope="module")
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def shared_loop(anyio_backend):
+    yield
+
+
+@pytest.mark.anyio
+async def test_cancelled_under_a_loop_that_goes_on(shared_loop, linux_vm):
+    with anyio.move_on_after(0):
+        async with linux_vm():
+            await anyio.sleep(0)
+"""
 INI = """
 [pytest]
 asyncio_mode = strict
@@ -78,6 +117,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.importorskip(plugin)
     package = tmp_path_factory.mktemp("package")
     (package / "test_mine.py").write_text(TESTS, "utf-8")
+    (package / "test_shared.py").write_text(SHARED, "utf-8")
     (package / "pytest.ini").write_text(INI, "utf-8")
     loaded = [argument for plugin in PLUGINS for argument in ("-p", plugin)]
     done = subprocess.run(
@@ -110,6 +150,19 @@ def test_vms_run_under_every_plugin(report: str, plugin: str) -> None:
     found = outcomes(report, f"test_under_{plugin}")
     assert found, report
     assert set(found) == {"PASSED"}, report
+
+
+def test_a_vm_may_be_a_fixture_that_another_task_leaves(report: str) -> None:
+    assert outcomes(report, "test_in_a_fixture_of_pytest_asyncio") == ["PASSED"], report
+
+
+def test_a_vm_whose_user_is_cancelled_has_gone_when_the_test_ends(report: str) -> None:
+    assert outcomes(report, "test_cancelled_under_a_loop_that_goes_on") == ["PASSED"], report
+
+
+def test_a_vm_that_is_not_closed_fails_the_test_if_warnings_are_errors(report: str) -> None:
+    assert {*outcomes(report, "test_forgets_to_close_and_fails")} & {"FAILED", "ERROR"}, report
+    assert "was not closed before its event loop ended" in report
 
 
 def test_what_is_left_on_the_host_fails_the_test(report: str) -> None:

@@ -339,7 +339,7 @@ def spec_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ("process", "linux", "root"):
         if not isinstance(spec.get(name), Mapping):
             raise OptionsError(
-                f"the OCI specification of a Linux container has no {name!r}: {kind_of(spec.get(name))}"
+                f"the OCI specification of a Linux container has no {name!r}, which is a mapping"
             )
     return spec
 

@@ -67,6 +67,7 @@ class Keeper(Generic[T]):
 
     :ivar name: what it holds, for messages.
     :ivar variable: what examples call it.
+    :ivar ended: it has been left, or entering it has failed.
     :ivar failure: what entering, holding or leaving it failed with.
     """
 
@@ -77,7 +78,7 @@ class Keeper(Generic[T]):
     _until: Callable[[T], Awaitable[None]]
     _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
     _opened: Flag = field(factory=Flag, init=False)
-    _ended: Flag = field(factory=Flag, init=False)
+    ended: Flag = field(factory=Flag, init=False)
     _value: T | None = field(default=None, init=False)
     failure: BaseException | None = field(default=None, init=False)
     _caller_left: bool = field(default=False, init=False)
@@ -99,7 +100,7 @@ class Keeper(Generic[T]):
 
     async def wait_ended(self) -> None:
         """Wait until it has been left; raise a copy of what that failed with."""
-        await self._ended.wait()
+        await self.ended.wait()
         if self.failure is not None:
             raise own(self.failure)
 
@@ -123,7 +124,18 @@ class Keeper(Generic[T]):
                 _log.warning(None, "%s: for a caller who was cancelled: %s", self.name, error)
         finally:
             self._opened.set()
-            self._ended.set()
+            self.ended.set()
+
+
+@define(eq=False)
+class _Warning:
+    """Warns when it is collected: if warnings are errors, the interpreter reports one without a caller."""
+
+    text: str
+    source: object
+
+    def __del__(self) -> None:
+        warnings.warn(self.text, ResourceWarning, stacklevel=2, source=self.source)
 
 
 def _warn_unclosed(name: str, variable: str, source: object) -> VMStateError:
@@ -132,12 +144,25 @@ def _warn_unclosed(name: str, variable: str, source: object) -> VMStateError:
         f"{name} was not closed before its event loop ended, and was terminated; close it with "
         f"`await {variable}.close()`, or enter it with `async with`"
     )
-    try:
-        warnings.warn(text, ResourceWarning, stacklevel=2, source=source)
-    except ResourceWarning as warning:
-        # Warnings are errors here, and no caller is left to raise it to.
-        _log.error(None, "%s", warning)
+    _Warning(text, source)
     return VMStateError(text)
+
+
+def keeper_of(
+    options: LCOWOptions | WCOWOptions, backend: Backend | str, settings: CreationSettings
+) -> Keeper[UtilityVM]:
+    """Return the keeper of a VM that is yet to be created and started."""
+    name = f"the VM {options.id}".rstrip() if getattr(options, "id", "") else "a VM"
+    return Keeper(name, "vm", started(options, backend, settings), UtilityVM._wait_closing)
+
+
+async def open_vm(keeper: Keeper[UtilityVM]) -> UtilityVM:
+    """Create and start the VM of a keeper, who holds it until it is closed."""
+    vm = await keeper.open()
+    keeper.name = f"the VM {vm.id}"
+    vm._keeper_ended = keeper.wait_ended
+    vm._link.failure = lambda: keeper.failure
+    return vm
 
 
 @opens
@@ -160,13 +185,7 @@ async def start_vm(
     :raises VMExitedError: the VM exited while it booted.
     """
     check_settings(settings, "start_vm")
-    name = f"the VM {options.id}".rstrip() if getattr(options, "id", "") else "a VM"
-    keeper = Keeper(name, "vm", started(options, backend, settings), UtilityVM._wait_closing)
-    vm = await keeper.open()
-    keeper.name = f"the VM {vm.id}"
-    vm._keeper_ended = keeper.wait_ended
-    vm._link.failure = lambda: keeper.failure
-    return vm
+    return await open_vm(keeper_of(options, backend, settings))
 
 
 @asynccontextmanager

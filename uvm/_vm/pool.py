@@ -33,7 +33,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, evolve, field
 
-from uvm._async import Flag, errors_of
+from uvm._async import Flag, enters, errors_of
 from uvm._checks import U32, checked, flag, function, instance, optional, positive_seconds, whole
 from uvm._home import Home
 from uvm._log import Log
@@ -321,7 +321,7 @@ class Pool(ClosedOnLeaving):
 
     # Callers.
 
-    @asynccontextmanager
+    @enters("; 'await pool.acquire()' returns one")
     async def vm(self) -> AsyncIterator[UtilityVM]:
         """Hand out a VM for an ``async with``, as :meth:`acquire`; one whose body raises is not reused."""
         vm = await self.acquire()

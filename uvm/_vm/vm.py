@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 import anyio.lowlevel
 
-from uvm._async import BareTaskGroup, Flag, Opening, suggesting
+from uvm._async import BareTaskGroup, Flag, Opening, enters, suggesting
 from uvm._buses.access import Grant
 from uvm._buses.context import Context
 from uvm._checks import checked, instance, optional, text
@@ -68,7 +68,7 @@ class UtilityVM(Saving, GuestServices):
 
     @classmethod
     @suggesting
-    @asynccontextmanager
+    @enters("; 'await uvm.start_vm(...)' returns a VM that runs")
     async def create(
         cls,
         options: LCOWOptions | WCOWOptions,
@@ -322,7 +322,7 @@ class UtilityVM(Saving, GuestServices):
 
         return mount_layers(self, container_id, layers, scratch_path, root, grant_access)
 
-    @asynccontextmanager
+    @enters()
     async def container_creation(self) -> AsyncIterator[None]:
         """Hold a turn in bringing up containers, from the mounting of their layers to their creation.
 

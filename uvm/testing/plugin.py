@@ -32,7 +32,7 @@ def uvm_backend() -> Iterator[FakeBackend]:
     put_boot_files(backend)
     yield backend
     if left := backend.leftovers():
-        raise AssertionError("left on the host: " + "; ".join(left))
+        pytest.fail("left on the host: " + "; ".join(left), pytrace=False)
 
 
 @pytest.fixture
@@ -46,10 +46,8 @@ def uvm_faults(uvm_backend: FakeBackend) -> Iterator[Faults]:
     """Return the faults of the host; each rule that is in force when the test ends must have fired."""
     yield uvm_backend.faults
     if idle := [rule for rule in uvm_backend.faults.rules if not rule.fired]:
-        raise AssertionError(
-            "these faults never happened: "
-            + "; ".join(f"{r.matcher}, which {r.seen} calls fit" for r in idle)
-        )
+        said = (f"{rule.matcher}, which {rule.seen or 'no'} calls fit" for rule in idle)
+        pytest.fail(f"these faults never happened: {'; '.join(said)}", pytrace=False)
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def assert_requests(entries: Iterable[Entry], expected: Sequence[Expected]) -> N
     :raises AssertionError: they differ; the text has both side by side, secrets left out.
     :raises OptionsError: an expected request is neither a line nor a pair.
     """
+    __tracebackhide__ = True  # To pytest, the line that calls this is what failed.
     logged, wanted = list(entries), [_Wanted.of(each) for each in expected]
     if len(logged) == len(wanted) and all(map(_Wanted.fits, wanted, logged)):
         return

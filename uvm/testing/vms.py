@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import anyio
+
+from uvm._async import enters
+from uvm._vm.keeper import keeper_of, open_vm
 from uvm._vm.vm import UtilityVM
 from uvm.backends.fake import FakeBackend
 from uvm.options import LCOWOptions, VmbFSBootFiles, WCOWOptions
@@ -34,9 +37,16 @@ def windows_options(**options: Any) -> WCOWOptions:
     return WCOWOptions(**{"boot_files": WINDOWS_BOOT_FILES, **options})
 
 
-@asynccontextmanager
+@enters()
 async def started(options: LCOWOptions | WCOWOptions, backend: FakeBackend) -> AsyncIterator[UtilityVM]:
-    """Create a VM, start it, and close it at the end."""
-    async with UtilityVM.create(options, backend=backend) as vm:
-        await vm.start()
-        yield vm
+    """Create a VM, start it, and close it at the end, which may be in another task: fixtures are left so.
+
+    It is left when the VM has gone, also if its caller is cancelled: a test looks at the host afterwards.
+    """
+    keeper = keeper_of(options, backend, {})
+    try:
+        async with await open_vm(keeper) as vm:
+            yield vm
+    finally:
+        with anyio.CancelScope(shield=True):
+            await keeper.ended.wait()

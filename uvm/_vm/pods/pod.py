@@ -22,14 +22,14 @@ Source: hcsshim ``internal/controller/pod``, ``cmd/containerd-shim-runhcs-v1/pod
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 import anyio
 
 from uvm._arguments import items_of
-from uvm._async import end_after, errors_of, opens, suggesting
+from uvm._async import end_after, enters, errors_of, opens, suggesting
 from uvm._checks import checked, flag, guid_of, text
 from uvm._errands import Release
 from uvm._guest.specs import check_container_id, part
@@ -84,7 +84,7 @@ class Pod(Bound):
 
     @classmethod
     @suggesting
-    @asynccontextmanager
+    @enters()
     async def create(
         cls,
         options: LCOWOptions | WCOWOptions,

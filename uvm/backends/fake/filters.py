@@ -11,7 +11,7 @@ from attrs import field, frozen
 from attrs.converters import optional
 
 from uvm._arguments import are_items
-from uvm._checks import Checked, choice, each, go, similar, text
+from uvm._checks import Checked, choice, go, similar, text
 from uvm._repr import brief_call
 from uvm._wire.frames import Procedure, procedure_name
 from uvm.backends.fake.calls import Call, To
@@ -59,13 +59,17 @@ def _targets(to: Any) -> Any:
     return tuple(to) if are_items(to) else (to,)
 
 
+def _to(targets: tuple[Any, ...] | None) -> str | None:
+    known = get_args(To)
+    unknown = [each for each in targets or () if each not in known]
+    return f"one or several of {', '.join(known)}" if unknown else None
+
+
 @frozen
 class Filter(Checked):
     """Which calls are meant: those that have all that is not None; `resource` may hold ``*`` and ``?``."""
 
-    to: tuple[To, ...] | None = field(
-        default=None, converter=optional(_targets), metadata=go(None, each(choice(*get_args(To))))
-    )
+    to: tuple[To, ...] | None = field(default=None, converter=optional(_targets), metadata=go(None, _to))
     vm: str | None = field(default=None, metadata=go(None, text))
     operation: str | None = field(default=None, metadata=go(None, text))
     resource: str | None = field(default=None, metadata=go(None, text))
