@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from uvm.backends.qemu.accel import Accelerator
+from uvm.backends.qemu.environment import Environment
 from uvm.backends.qemu.guestimage.selection import Selection
 from uvm.errors import NotSupportedError
 
@@ -30,7 +31,7 @@ KVM = Accelerator("kvm", "it was tried")
 
 
 @define
-class ImaginedLinux:
+class ImaginedLinux(Environment):
     """A machine on which VMs run with KVM, unless something is removed from it.
 
     :ivar version: QEMU's.

@@ -38,7 +38,7 @@ from uvm.backends.fake import Checks, FakeBackend, FakeListener, FakeStream
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.devices.tree import DeviceTree
-from uvm.backends.qemu.launch import Note
+from uvm.backends.qemu.launch import Launcher, Note
 from uvm.backends.qemu.users import Identity
 from uvm.backends.qemu.vm import VM
 from uvm.schema.json import to_json
@@ -529,8 +529,8 @@ class Wire:
             self._more.wake()
 
 
-class StandInLauncher:
-    """Makes stand-ins (:class:`~uvm.backends.qemu.launch.Launcher`).
+class StandInLauncher(Launcher):
+    """Makes stand-ins.
 
     :ivar started: those that were started, by the id of their VM.
     :ivar survivors: runs those that outlive their backends; without it none does.

@@ -6,15 +6,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from uvm.backends.checks import Check, Finding, missing
 from uvm.backends.qemu.guestimage.packages import install
 from uvm.errors import NotSupportedError
 
 if TYPE_CHECKING:
-    from uvm.backends.qemu.accel import Accelerator
-    from uvm.backends.qemu.guestimage.selection import Selection
+    from uvm.backends.qemu.environment import Environment
 
 #: The oldest QEMU that this was tried with.
 _OLDEST: Final = (7, 2)
@@ -26,39 +25,6 @@ _DEVICES: Final = (
 _MEMORY_MB: Final = 1024
 
 _NO_QEMU: Final = Finding("missing", "there is no qemu-system-x86_64", f"install it: {install('qemu')}")
-
-
-class Environment(Protocol):
-    """What the checks ask of the machine."""
-
-    @property
-    def system(self) -> str:
-        """The operating system: ``sys.platform``. Only on ``linux`` is anything else asked."""
-
-    @property
-    def machine(self) -> str:
-        """The processor's architecture, as ``uname -m`` has it."""
-
-    def has_program(self, name: str) -> bool:
-        """Return whether a program is on the path."""
-
-    def qemu_version(self) -> tuple[int, int] | None:
-        """Return the version of QEMU; None if it does not say one."""
-
-    def qemu_devices(self) -> set[str]:
-        """Return the names of the devices that QEMU has."""
-
-    def selected(self) -> Selection:
-        """Return what a guest image would be made of.
-
-        :raises NotSupportedError: something is missing.
-        """
-
-    def acceleration(self) -> Accelerator | None:
-        """Return how guests run; None if that is found out when the first VM is created."""
-
-    def available_memory_mb(self) -> int:
-        """Return how much memory VMs can be given."""
 
 
 def _system(environment: Environment) -> Finding:
@@ -141,16 +107,16 @@ def _memory(environment: Environment) -> Finding:
     )
 
 
-_LINUX: Final = Check[Environment]("Linux", _system, decisive=True)
-_QEMU: Final = Check[Environment]("QEMU", _installed, decisive=True)
+_LINUX: Final = Check("Linux", _system, decisive=True)
+_QEMU: Final = Check("QEMU", _installed, decisive=True)
 
 #: Whether QEMU is present.
 _PRESENCE: Final = (_LINUX, _QEMU)
 
 #: What a QEMU that is there needs to run.
 _SOUNDNESS: Final = (
-    Check[Environment]("QEMU version", _version),
-    Check[Environment]("QEMU devices", _devices),
+    Check("QEMU version", _version),
+    Check("QEMU devices", _devices),
 )
 
 #: What VMs with QEMU need.
@@ -192,6 +158,6 @@ def faults(environment: Environment) -> list[str]:
 
 def this_machine() -> Environment:
     """Return this machine."""
-    from uvm.backends.qemu.environment import ThisMachine
+    from uvm.backends.qemu.environment import Environment
 
-    return ThisMachine()
+    return Environment()

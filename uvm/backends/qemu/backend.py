@@ -34,7 +34,7 @@ from uvm.backends.qemu.devices.request import Host
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.files import linux_files
 from uvm.backends.qemu.inherited import Inherited, copied_mb
-from uvm.backends.qemu.launch import Adopted, Launcher, Starter
+from uvm.backends.qemu.launch import Adopted, Launcher
 from uvm.backends.qemu.network import QEMUNetwork
 from uvm.backends.qemu.othersystem import OtherSystem
 from uvm.backends.qemu.pipes import UnixPipes
@@ -119,7 +119,7 @@ class QEMUBackend:
         cgroup: str | os.PathLike[str] = "",
         root_ports: int = 16,
         share_slots: int = 8,
-        launcher: Starter | None = None,
+        launcher: Launcher | None = None,
     ) -> None:
         self._binary = program(checked(binary, text, "binary"))
         self._wanted = checked(acceleration, choice("auto", "kvm", "tcg"), "acceleration")
@@ -139,7 +139,7 @@ class QEMUBackend:
         self._choosing = anyio.Lock()
         self._chosen: Accelerator | None = None
         self._available_mb: Callable[[], int] = available_mb
-        self._launcher: Starter = Launcher() if launcher is None else launcher
+        self._launcher: Launcher = Launcher() if launcher is None else launcher
         self._directory: RuntimeDirectory
         self._group: BareTaskGroup
         self._tasks: anyio.abc.TaskGroup | None = None

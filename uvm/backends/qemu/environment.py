@@ -19,14 +19,16 @@ _QEMU: Final = "qemu-system-x86_64"
 _SECONDS: Final = 20
 
 
-class ThisMachine:
-    """:class:`~uvm.backends.qemu.availability.Environment` by asking this machine.
+class Environment:
+    """What the checks ask of this machine.
 
     :param binary: QEMU's program.
+    :ivar system: the operating system. Only on ``linux`` is anything else asked.
+    :ivar machine: the processor's architecture, as ``uname -m`` has it.
     """
 
-    system: Final = sys.platform
-    machine: Final = platform.machine()
+    system: str = sys.platform
+    machine: str = platform.machine()
 
     def __init__(self, binary: str = _QEMU) -> None:
         self._binary = binary
@@ -36,7 +38,7 @@ class ThisMachine:
         return shutil.which(name) is not None
 
     def qemu_version(self) -> tuple[int, int] | None:
-        """Return the version of QEMU."""
+        """Return the version of QEMU; None if it does not say one."""
         found = re.search(r"version (\d+)\.(\d+)", self._said("--version"))
         return (int(found[1]), int(found[2])) if found else None
 
@@ -45,11 +47,14 @@ class ThisMachine:
         return set(re.findall(r'^name "([^"]+)"', self._said("-device", "help"), re.M))
 
     def selected(self) -> Selection:
-        """Return what a guest image would be made of."""
+        """Return what a guest image would be made of.
+
+        :raises NotSupportedError: something is missing.
+        """
         return select(ImageOptions(), default_cache().downloads)
 
     def acceleration(self) -> Accelerator | None:
-        """Return how guests run, as far as it is known."""
+        """Return how guests run; None if that is found out when the first VM is created."""
         problem = kvm_problem()
         return Accelerator("tcg", problem) if problem else recall(shutil.which(self._binary) or self._binary)
 

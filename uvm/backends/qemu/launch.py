@@ -178,25 +178,6 @@ class Process(Protocol):
 Note = Callable[[int], object]
 
 
-class Starter(Protocol):
-    """What starts QEMU: a :class:`Launcher`, or what tests have in its place."""
-
-    async def start(
-        self,
-        arguments: Sequence[str],
-        fds: Sequence[int],
-        *,
-        survives: bool = False,
-        user: Identity | None = None,
-        cgroup: Cgroup | None = None,
-        note: Note = lambda pid: None,
-    ) -> Process:
-        """Start a process, which inherits descriptors; see :meth:`Launcher.start`."""
-
-    def close(self) -> None:
-        """Start no more."""
-
-
 class Launcher:
     """Starts QEMU from one thread, which ends with :meth:`close`, and all that was bound to it."""
 
@@ -212,7 +193,7 @@ class Launcher:
         user: Identity | None = None,
         cgroup: Cgroup | None = None,
         note: Note = lambda pid: None,
-    ) -> Child:
+    ) -> Process:
         """Start a process; who is cancelled meanwhile leaves none, and nothing that uses `fds`.
 
         :param fds: the descriptors that it inherits, under their numbers.

@@ -28,7 +28,7 @@ from uvm._repr import showing
 from uvm.backends.qemu.exits import Exit
 from uvm.backends.qemu.guestlink import GuestLink
 from uvm.backends.qemu.hostprocess import HostConnection
-from uvm.backends.qemu.launch import Process, Starter
+from uvm.backends.qemu.launch import Launcher, Process
 from uvm.backends.qemu.monitor import Monitor
 from uvm.backends.qemu.muxlink import MuxLink
 from uvm.backends.qemu.qmp import QMPClosedError, QMPError
@@ -80,7 +80,7 @@ class Lifetime:
 
     async def launch(
         self,
-        launcher: Starter,
+        launcher: Launcher,
         arguments: Callable[[str, str], Sequence[str]],
         inherited: Sequence[int],
         tasks: anyio.abc.TaskGroup,

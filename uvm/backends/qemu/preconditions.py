@@ -9,7 +9,7 @@ from typing import Final
 
 from uvm.backends.checks import require_none
 from uvm.backends.qemu.availability import absence, faults
-from uvm.backends.qemu.environment import ThisMachine
+from uvm.backends.qemu.environment import Environment
 from uvm.backends.qemu.guestimage.packages import install
 from uvm.backends.qemu.saving import Boot
 from uvm.backends.qemu.sockets import is_left
@@ -65,7 +65,7 @@ def check_console(machine: VirtualMachine, operation: str) -> None:
 
 def explained(error: HostError, binary: str, boot: Boot) -> HostError:
     """Return the error of a QEMU that ended at once, with what is known to keep it from running. Blocks."""
-    reasons = faults(ThisMachine(binary))
+    reasons = faults(Environment(binary))
     if _BOOTS.search(error.text):
         reasons.append(f"it was to boot {boot.kernel} with {boot.initrd or 'no initramfs'}: are they whole?")
     return HostError(error.operation, error.hresult, "; ".join((error.text, *reasons)))

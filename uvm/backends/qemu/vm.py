@@ -28,7 +28,7 @@ from uvm.backend import JSON, Listener
 from uvm.backends.qemu.devices.journal import Journal
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.hostprocess import HostConnection
-from uvm.backends.qemu.launch import Process, Starter
+from uvm.backends.qemu.launch import Launcher, Process
 from uvm.backends.qemu.lifetime import Lifetime
 from uvm.backends.qemu.monitor import Monitor
 from uvm.backends.qemu.runtime import VMDirectory
@@ -158,7 +158,7 @@ class VM:
 
     async def launch(
         self,
-        launcher: Starter,
+        launcher: Launcher,
         arguments: Callable[[str, str], Sequence[str]],
         inherited: Sequence[int],
         tasks: anyio.abc.TaskGroup,
