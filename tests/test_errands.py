@@ -47,7 +47,7 @@ async def test_a_caller_who_leaves_in_the_turn_of_the_answer_has_it_given_up_or_
     assert scope.cancelled_caught
     assert given_up == ([] if fails else ["device"])
     assert [record.getMessage() for record in caplog.records] == (
-        ["vm1: for a caller who was cancelled: no slot"] if fails else []
+        ["vm1: do, for a caller who was cancelled: no slot"] if fails else []
     )
 
 
@@ -265,7 +265,14 @@ class World(logging.Handler):
         errors = [error for caller in self.callers for error in caller.learnt if error is not None]
         assert len({*map(id, errors)}) == len(errors), "two callers were given the same exception"
         alone = [each for each in failed if all(error.__cause__ is not each for error in errors)]
-        assert self.logged == [f"vm1: for a caller who was cancelled: {each}" for each in alone]
+        awaited = {caller.attempt for caller in self.callers}
+        whose = ["for which no caller waited", "for a caller who was cancelled"]
+        said = [
+            f"vm1: do, {whose[number in awaited]}: {each.failure}"
+            for number, each in enumerate(self.attempts, 1)
+            if each.failure in alone
+        ]
+        assert self.logged == said
         staying = [error for each in self.callers if each.stays for error in each.learnt if error is not None]
         for number, attempt in enumerate(self.attempts, 1):
             kept = any(error.__cause__ is attempt.failure for error in staying)

@@ -40,3 +40,4 @@ async def test_each_line_of_a_session_says_which_vm_it_is_about(
     await play(lambda **held: None, os, **options)
     assert caplog.records
     assert [each.getMessage() for each in caplog.records if "vm1" not in each.getMessage()] == []
+    assert [each.getMessage() for each in caplog.records if vars(each)["vm_id"] != "vm1"] == []

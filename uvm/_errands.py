@@ -65,6 +65,8 @@ class Errand(Generic[T]):
     _result: list[T] = field(factory=list, init=False)
     #: Those that wait for the outcome, or have learnt it and have not left.
     _callers: int = field(default=0, init=False)
+    #: A caller has waited.
+    _waited: bool = field(default=False, init=False)
     #: A caller has learnt the outcome.
     _learnt: bool = field(default=False, init=False)
     _settled: bool = field(default=False, init=False)
@@ -89,6 +91,7 @@ class Errand(Generic[T]):
 
     async def wait(self) -> None:
         """Wait for its end. Any number of callers may."""
+        self._waited = True
         self._callers += 1
         try:
             await self._ended.wait()
@@ -129,7 +132,8 @@ class Errand(Generic[T]):
             return
         if not self._learnt:
             text = "; ".join((str(self.error), *getattr(self.error, "__notes__", ())))
-            _log.warning(self.name, "for a caller who was cancelled: %s", text, operation=self.operation)
+            whose = "for a caller who was cancelled" if self._waited else "for which no caller waited"
+            _log.warning(self.name, "%s, %s: %s", self.operation, whose, text, operation=self.operation)
         self.leave()
 
 

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from attrs import NOTHING, Factory, fields
 
+from uvm.errors import UVMError
+
 T = TypeVar("T")
 
 _MAX_CHARACTERS = 300
@@ -74,3 +76,12 @@ def format_size(size_bytes: int) -> str:
     """Return a number of bytes in the largest unit that it fills, with two decimals at most."""
     power = min(max(size_bytes.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
     return f"{size_bytes / (1 << 10 * power):.2f}".rstrip("0").rstrip(".") + f" {_UNITS[power]}"
+
+
+def described(error: BaseException) -> str:
+    """Return an error and its notes as text: of a group, with each of its errors."""
+    said = f"{type(error).__name__}: {error}"
+    # A group of uvm's own says what its errors are.
+    if isinstance(error, BaseExceptionGroup) and not isinstance(error, UVMError):
+        said = f"{error.message}: {'; and '.join(map(described, error.exceptions))}"
+    return "; ".join((said, *getattr(error, "__notes__", ())))

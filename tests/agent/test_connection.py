@@ -36,7 +36,7 @@ async def connected() -> AsyncIterator[tuple[GuestConnection, MuxLink]]:
     """Run an agent, and yield a connection to it, and the link below that."""
     ours, process = start_agent()
     with process:
-        link = MuxLink(ours)
+        link = MuxLink("vm1", ours)
 
         async def listen(service_id: str) -> Listener:
             port = vsock_port(service_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import anyio
 import pytest
 
@@ -157,6 +159,25 @@ async def test_writing_to_a_process_that_went_away_is_a_clear_error(host: Host) 
     with pytest.raises(StreamBrokenError, match="gone"):
         await stdin.send(b"more")
     await stdin.send_eof()
+
+
+async def test_what_is_logged_of_streams_says_of_which_vm(
+    host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG, "uvm")
+    stdin, _, _ = await input_of(host)
+
+    async def refuse(self: FakeStream) -> None:
+        raise anyio.BrokenResourceError
+
+    monkeypatch.setattr(FakeStream, "send_eof", refuse)
+    await stdin.send_eof()
+    monkeypatch.setattr(FakeStream, "aclose", refuse)
+    await stdin.aclose()
+    reads, closing = caplog.records
+    assert reads.message.startswith("vm: the process reads it no more: end stdin of a process: ")
+    assert closing.message == "vm: closing what had ended: BrokenResourceError()"
+    assert [vars(each)["vm_id"] for each in caplog.records] == ["vm", "vm"]
 
 
 async def test_closed_streams_say_so(host: Host) -> None:

@@ -10,7 +10,7 @@ Theory of operation
                `-> at the end          VMs that are left are terminated, then its networks are deleted; what
                                        was left, or still is, fails the scenario
 
-All of it has the owner of the run in its name, so that runs at once have nothing to do with each other.
+All of it has the owner of the run in its name or id, so that runs at once have nothing to do with each other.
 
 What takes control of HCS itself (calls that fail, hang, are lost) is played over a stand-in for it.
 """
@@ -33,13 +33,15 @@ from attrs import evolve, field, frozen
 
 from tests.backends.directory import DirectoryHost
 from tests.hyperv.disks import FORMATS, image
+from uvm._repr import described
 from uvm._vm.creation import build_plan
-from uvm.backend import Backend
+from uvm.backend import JSON, Backend
 from uvm.backends.winerrors import tolerating
 from uvm.errors import NotSupportedError, UVMError
 from uvm.hresult import SYSTEM_ENDED
 from uvm.options import LayerBootFiles, LCOWOptions, WCOWOptions
 from uvm.testing.backends import Control, Network, Rig, Scenario
+from uvm.testing.backends.rig import RUNS
 
 #: What the owners of all runs begin with.
 OWNERS: Final = "uvm-test-hyperv-"
@@ -171,7 +173,7 @@ class Means:
         host = HyperVHost(backend, directory, self.controls - {Control.LINUX, Control.WINDOWS}, networks)
         linux = self.wanted.linux() if Control.LINUX in self.controls else None
         windows = self.wanted.windows(host.path_of("uvm")) if Control.WINDOWS in self.controls else None
-        return Rig(backend, host, linux, windows, TIMEOUT_SECONDS)
+        return Rig(backend, host, linux, windows, TIMEOUT_SECONDS, run=self.wanted.owner)
 
 
 async def means_of(factory: Callable[[], Opened], wanted: Wanted) -> Means:
@@ -217,8 +219,13 @@ def _other_directories() -> tuple[str, ...]:
 
 async def _other_vms(backend: Backend, owner: str) -> list[str]:
     """Return the VMs of other runs."""
-    there = [(str(each["Id"]), str(each.get("Owner"))) for each in await backend.enumerate()]
-    return [f"VM {id} of {of}" for id, of in there if of.startswith(OWNERS) and of != owner]
+    there = [each for each in await backend.enumerate() if not _is_of(each, owner)]
+    return [f"VM {each['Id']} of {each.get('Owner')}" for each in there if _is_of(each, OWNERS, RUNS)]
+
+
+def _is_of(system: JSON, *runs: str) -> bool:
+    """Return whether the id or the owner of a system begins with one of these."""
+    return any(str(system.get(name)).startswith(runs) for name in ("Id", "Owner"))
 
 
 def _can_link(directory: Path) -> bool:
@@ -268,7 +275,7 @@ async def networks_in(
 
 async def terminate_all(backend: Backend, owner: str) -> list[str]:
     """Terminate the VMs of a run that are left, and return them."""
-    there = [str(each["Id"]) for each in await backend.enumerate({"Owners": [owner]})]
+    there = [str(each["Id"]) for each in await backend.enumerate() if _is_of(each, owner)]
     refused = dict(await _tried([(each, partial(_terminate, backend, each)) for each in there]))
     return [f"{each} (no: {refused[each]})" if each in refused else each for each in there]
 
@@ -313,7 +320,7 @@ async def _nothing_left(said: str, clean_up: Callable[[], Awaitable[list[str]]])
         with anyio.CancelScope(shield=True):
             left = await clean_up()
     if left:
-        before = f"{type(failed).__name__}: {failed}; " if failed else ""
+        before = f"{described(failed)}; " if failed else ""
         raise AssertionError(f"{before}{said}: {', '.join(left)}") from failed
     if failed:
         raise failed

@@ -43,7 +43,9 @@ async def talking(handler: Handler = echo, call_seconds: float = 60) -> AsyncIte
     async with anyio.create_task_group() as tasks:
 
         async def serve() -> None:
-            await serve_stream(theirs, services(handler), name="server", call_seconds=call_seconds)
+            await serve_stream(
+                theirs, services(handler), name="server", call_seconds=call_seconds, vm_id="vm1"
+            )
 
         tasks.start_soon(serve)
         async with connected(ours, "server") as client:
@@ -510,4 +512,6 @@ async def test_what_a_service_fails_with_is_logged(caplog: pytest.LogCaptureFixt
     async with talking(fail) as client:
         with pytest.raises(RPCError):
             await ask(client)
-    assert "Service.Method failed: it broke" in caplog.text
+    [record] = caplog.records
+    assert record.message == "vm1: server: Service.Method failed: it broke"
+    assert vars(record)["vm_id"] == "vm1"

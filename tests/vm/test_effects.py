@@ -99,7 +99,7 @@ async def test_what_fails_for_a_cancelled_caller_is_logged(caplog: pytest.LogCap
             await quiet()
         assert run.vm.state is uvm.VMState.RUNNING
         assert not run.vm._startup.clock.paused
-    assert "vm1: for a caller who was cancelled: pause: E_FAIL" in caplog.text
+    assert "vm1: pause, for a caller who was cancelled: pause: E_FAIL" in caplog.text
 
 
 async def test_a_terminate_of_a_cancelled_caller_goes_on() -> None:

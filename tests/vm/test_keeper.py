@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from anyio.abc import TaskStatus
 import uvm
 from tests.clocks import jumping_backends, run_without_waiting
 from tests.vm.support import DISK, OTHER_DISK, Attempt, host_backend, lcow, quiet, wcow
+from uvm._vm.keeper import Keeper
 from uvm.backends.fake import FakeBackend
 from uvm.errors import HostError, OptionsError, UVMError, VMExitedError, VMStateError
+from uvm.hresult import HResult
 
 pytestmark = pytest.mark.anyio
 anyio_backend = jumping_backends
@@ -125,6 +129,51 @@ async def test_a_cancelled_start_leaves_at_once_and_the_keeper_undoes_it(operati
         assert tasks.cancel_scope.cancel_called
     await anyio.sleep(60)
     assert backend.leftovers() == []
+
+
+async def test_what_undoing_fails_with_for_a_caller_who_was_cancelled_is_logged_with_its_vm(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail_when_cancelled() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise HostError("revoke", HResult.E_FAIL)
+
+    @asynccontextmanager
+    async def failing() -> AsyncIterator[None]:
+        await fail_when_cancelled()
+        yield
+
+    keeper = Keeper("the VM vm1", "vm", failing(), lambda _: anyio.sleep_forever(), vm_id="vm1")
+    with anyio.move_on_after(1):
+        await keeper.open()
+    with pytest.raises(HostError):
+        await keeper.wait_ended()
+    [record] = caplog.records
+    assert vars(record)["vm_id"] == "vm1"
+    assert "starting the VM vm1, for a caller who was cancelled: revoke: E_FAIL" in record.message
+
+
+@pytest.mark.parametrize("id", ["vm1", ""])
+async def test_a_keeper_is_named_after_its_vm(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Keeper[Any]] = []
+
+    def keep(*given: Any) -> Keeper[Any]:
+        kept.append(Keeper(*given))
+        return kept[-1]
+
+    monkeypatch.setattr("uvm._vm.keeper.Keeper", keep)
+    backend = host_backend()
+    with backend.faults.hold(operation="connect") as gate:
+        async with anyio.create_task_group() as tasks:
+            starting = Attempt.begin(tasks, lambda: uvm.start_vm(lcow(id=id), backend=backend))
+            await gate.wait()
+            [vm_id] = backend.vms
+            [keeper] = kept
+            assert (keeper.vm_id, keeper.name) == (vm_id, f"the VM {vm_id}")
+            gate.close()
+        await starting.result.close()
 
 
 async def test_a_start_whose_task_is_cancelled_at_any_step_leaves_nothing(anyio_backend_name: str) -> None:

@@ -443,6 +443,20 @@ async def test_what_closing_a_used_vm_fails_with_is_logged_and_another_takes_its
     assert [vm.id in left for left in backend.leftovers()] == [True]
 
 
+async def test_a_vm_that_fails_before_it_is_used_is_logged_with_its_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = host_backend()
+    backend.faults.refuse(operation="start", nth=2)
+    async with uvm.Pool(lcow(id=""), backend=backend, ready=1) as pool:
+        async with pool.vm():
+            pass
+        await anyio.sleep(60)
+    [failed] = [each for each in caplog.records if "is replaced" in each.message]
+    [vm_id] = [entry.call.vm for entry in backend.request_log.entries(outcome="refused")]
+    assert vars(failed)["vm_id"] == vm_id
+
+
 async def test_it_is_started_used_and_closed_in_any_task() -> None:
     pool = uvm.Pool(uvm.LCOWOptions(), backend="fake", ready=1)
     vms: list[uvm.UtilityVM] = []
@@ -560,11 +574,14 @@ async def test_a_pool_of_clones_of_a_given_template_leaves_it_to_its_caller() ->
     assert backend.leftovers() == []
 
 
-@pytest.mark.parametrize("operation", ["create", "start", "connect", "pause", "save"])
-async def test_a_template_that_fails_is_why_the_pool_does_not_start(operation: str) -> None:
+@pytest.mark.parametrize(
+    ("operation", "why"),
+    [*((each, each) for each in ("create", "start", "pause", "save")), ("connect", "the VM has exited")],
+)
+async def test_a_template_that_fails_is_why_the_pool_does_not_start(operation: str, why: str) -> None:
     backend, pool = _cloning()
     backend.faults.refuse(operation=operation, nth=1)
-    with pytest.raises(UVMError, match=operation):
+    with pytest.raises(UVMError, match=why):
         await pool.start()
     assert backend.leftovers() == []
     with pytest.raises(VMStateError, match="closed"):

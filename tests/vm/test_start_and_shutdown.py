@@ -221,6 +221,57 @@ async def test_a_guest_that_never_answers_holds_up_neither_a_cancelled_start_nor
     assert backend.leftovers() == []
 
 
+FAULTS: dict[str, Callable[[FakeBackend, dict[str, Any]], object]] = {
+    "refused": lambda backend, call: backend.faults.refuse(**call),
+    "refused as no guest is": lambda backend, call: backend.faults.refuse(OSError("cut"), **call),
+    "lost": lambda backend, call: backend.faults.lose(applied=True, **call),
+    "lost before": lambda backend, call: backend.faults.lose(applied=False, **call),
+}
+
+
+async def guest_calls(options: Any) -> list[dict[str, Any]]:
+    """What a guest asks and is asked while it boots, as matchers."""
+    backend = host_backend()
+    async with uvm.UtilityVM.create(options, backend=backend) as vm:
+        await vm.start()
+        made = [entry.call.operation for entry in backend.request_log.entries(to="guest")]
+    return [{"operation": each, "nth": made[: n + 1].count(each)} for n, each in enumerate(made)]
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("options", [lcow(), wcow()], ids=["linux", "windows"])
+async def test_whatever_fails_of_a_boot_is_known_long_before_the_guest_is_given_up(
+    options: Any, fault: Callable[[FakeBackend, dict[str, Any]], object]
+) -> None:
+    calls = await guest_calls(options)
+    assert {"operation": "connect", "nth": 1} in calls
+    for call in calls:
+        backend = host_backend()
+        fault(backend, {"to": "guest", **call})
+        began = anyio.current_time()
+        async with uvm.UtilityVM.create(options, backend=backend) as vm:
+            # Of a log that the guest does not forward, the boot goes on.
+            with suppress(uvm.UVMError):
+                await vm.start()
+        assert anyio.current_time() - began <= NO_REDIALS.vm_exit_seconds
+        assert backend.leftovers() == []
+
+
+@pytest.mark.parametrize("options", [lcow(), wcow()], ids=["linux", "windows"])
+async def test_a_guest_that_cannot_connect_fails_the_start_at_once(
+    options: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = host_backend()
+    backend.faults.refuse(operation="connect")
+    async with uvm.UtilityVM.create(options, backend=backend) as vm:
+        with pytest.raises(VMExitedError):
+            await vm.start()
+        assert vm.state is uvm.VMState.EXITED
+    said = "failed to dial host vsock connection" in caplog.text
+    # A Windows guest has not been told to forward its log.
+    assert said is (vm.os == "linux")
+
+
 async def test_a_guest_that_breaks_off_while_it_is_told_to_forward_its_log_has_not_started() -> None:
     backend = host_backend()
     backend.misbehaviour.drop(operation="modify service settings")

@@ -57,11 +57,11 @@ async def give_entropy(
         try:
             await stream.send(source(ENTROPY_BYTES))
         finally:
-            await close_quietly(stream)
+            await close_quietly(stream, name)
     except Exception as e:
         _say_failure(name, "it got no random bytes to boot with", e)
     finally:
-        await close_quietly(listener)
+        await close_quietly(listener, name)
 
 
 async def forward_output(
@@ -90,7 +90,7 @@ async def forward_output(
         _say_failure(name, "its output cannot be listened to any more", e)
         return
     finally:
-        await close_quietly(listener)
+        await close_quietly(listener, name)
     # It is not kept for as long as the output is read.
     del listener
     await _forward(stream, handler, name, keeps_up)
@@ -107,7 +107,7 @@ async def _forward(
             rest.close()
             await rest.pump()
     finally:
-        await close_quietly(stream)
+        await close_quietly(stream, name)
 
 
 async def _pump(stream: ByteStream, handler: Callable[[ByteStream], Awaitable[None]], name: str) -> None:

@@ -161,7 +161,7 @@ class Bridge:
             await self._serve(stream, greeting)
         finally:
             self._stream = self._tasks = None
-            await close_quietly(stream)
+            await close_quietly(stream, self._name)
         return self._end_cause
 
     def submit(

@@ -43,7 +43,7 @@ class GuestLink(GuestAccess):
         port = self._next_port
         self._next_port += 1
         listener = await self.listen(vsock_service_id(port))
-        return Channel(port, listener, self.clock, self.timeouts.grace_seconds)
+        return Channel(self.name, port, listener, self.clock, self.timeouts.grace_seconds)
 
     async def answer(self, start: Start[Any], call: Call, lost: Callable[[], Awaitable[None]]) -> Call:
         """Wait for the answer to a call that starts something, also after its caller has left.

@@ -106,6 +106,10 @@ class Source(Protocol):
 
     closed: bool
 
+    @property
+    def vm_id(self) -> str:
+        """The VM of the process."""
+
     async def stream(self) -> ByteStream | None:
         """Return the connection, once it is there; None where it never came, or was closed."""
 
@@ -118,11 +122,15 @@ class Channel:
 
     :param dial_seconds: how long after the exit of its process the guest may still dial: a Windows guest may
         answer before it dials.
+    :ivar vm_id: the VM of the process.
     :ivar port: the vsock port that the guest dials.
     :ivar closed: it was closed on our side.
     """
 
-    def __init__(self, port: int, listener: Listener, clock: GuestClock, dial_seconds: float) -> None:
+    def __init__(
+        self, vm_id: str, port: int, listener: Listener, clock: GuestClock, dial_seconds: float
+    ) -> None:
+        self.vm_id = vm_id
         self.port = port
         self._clock = clock
         self._dial_seconds = dial_seconds
@@ -163,7 +171,7 @@ class Channel:
                 self._accepting = None
         if self.closed:
             # It came just as the channel was closed.
-            await close_quietly(self._stream)
+            await close_quietly(self._stream, self.vm_id)
         await self._stop_listening()
 
     def process_ended(self, failure: Callable[[], Exception] | None = None) -> None:
@@ -187,22 +195,25 @@ class Channel:
         try:
             await self._stop_listening()
         finally:
-            await close_quietly(self._stream)
+            await close_quietly(self._stream, self.vm_id)
 
     async def _stop_listening(self) -> None:
         listener, self._listener = self._listener, None
-        await close_quietly(listener)
+        await close_quietly(listener, self.vm_id)
 
 
-async def close_quietly(resource: Listener | ByteStream | None) -> None:
-    """Close what there is; that it had ended is no error. It is closed at once, also if this is cancelled."""
+async def close_quietly(resource: Listener | ByteStream | None, vm_id: str | None) -> None:
+    """Close what there is; that it had ended is no error. It is closed at once, also if this is cancelled.
+
+    :param vm_id: the VM that it is of, for the log.
+    """
     if resource is None:
         return
     try:
         await resource.aclose()
     except Exception as e:
         # A stream of another backend may raise anything.
-        _log.say(logging.DEBUG, None, f"closing what had ended: {e!r}")
+        _log.say(logging.DEBUG, vm_id, f"closing what had ended: {e!r}")
 
 
 class _Stdio(Bound):
@@ -299,7 +310,7 @@ class ProcessInput(_Stdio, anyio.abc.ByteSendStream):
         try:
             await self._or_vm_exited("end", self._end())
         except StreamBrokenError as e:
-            _log.debug(None, "the process reads it no more: %s", e)
+            _log.debug(self._channel.vm_id, "the process reads it no more: %s", e)
         self._at_end = True
 
     async def _end(self) -> None:

@@ -59,6 +59,11 @@ class _Pipe:
     _end_input: Callable[[], Awaitable[None]] | None = None
     closed: bool = field(default=False, init=False)
 
+    @property
+    def vm_id(self) -> str:
+        """The VM of the process."""
+        return self._access.name
+
     async def stream(self) -> ByteStream | None:
         """Return the stream; None once it was closed."""
         return None if self.closed else self
@@ -101,7 +106,7 @@ class _Pipe:
 
     async def _close(self) -> None:
         try:
-            await close_quietly(self._stream)
+            await close_quietly(self._stream, self.vm_id)
         finally:
             self._on_close()
 

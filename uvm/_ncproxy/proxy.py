@@ -27,11 +27,13 @@ class NetworkConfigProxy:
     did not come, or could not be read.
 
     :ivar timeout_seconds: how long each call may take, with its connection.
+    :ivar vm_id: the VM that it is asked for, for the log.
     """
 
     pipes: HostPipes
     path: str
     timeout_seconds: float
+    vm_id: str
 
     async def register(self, agent_address: str, container_id: str) -> None:
         """Have the proxy dial a compute agent, and call it back for a container."""
@@ -54,7 +56,8 @@ class NetworkConfigProxy:
         deadline = anyio.current_time() + self.timeout_seconds
         stream = await self._dial(operation)
         left = deadline - anyio.current_time()
-        async with connected(stream, f"the network configuration proxy at {self.path}") as client:
+        name = f"the network configuration proxy at {self.path}"
+        async with connected(stream, name, self.vm_id) as client:
             await client.call(NETWORK_CONFIG_PROXY, method, request, Empty, timeout_seconds=left)
 
     async def _dial(self, operation: str) -> ByteStream:

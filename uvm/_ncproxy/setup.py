@@ -263,11 +263,11 @@ class ExternalNetworkSetup:
 
     async def _serve(self, listener: Listener, up: _SetUp, served: Flag) -> None:
         """Serve the agent until that is ended, or the VM exits."""
-        vm_id = self._context.vm_id
-        agent, name = ComputeAgent(self.container_id, up.vm), f"the compute agent of {vm_id}"
+        vm_id, seconds = self._context.vm_id, self.proxy.timeout_seconds
+        services = ComputeAgent(self.container_id, up.vm).services
         try:
             with up.serving:
-                await serve(listener, agent.services, name=name, call_seconds=self.proxy.timeout_seconds)
+                await serve(listener, services, name="the compute agent", call_seconds=seconds, vm_id=vm_id)
         except Exception as error:
             _log.error(vm_id, "its compute agent is served no more: %r", error)
         finally:

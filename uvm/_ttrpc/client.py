@@ -51,11 +51,13 @@ class Client:
     """Calls over one connection. :func:`connected` makes one.
 
     :param name: the server, for messages.
+    :param vm_id: the VM that it is asked for, for the log.
     """
 
-    def __init__(self, stream: ByteStream, name: str) -> None:
+    def __init__(self, stream: ByteStream, name: str, vm_id: str | None = None) -> None:
         self._stream = stream
         self._name = name
+        self._vm_id = vm_id
         self._side = ClientSide()
         self._calls: dict[int, _Call] = {}
         self._outbox: dict[int, _Call] = {}
@@ -122,7 +124,7 @@ class Client:
                 tasks.cancel_scope.cancel()
         finally:
             self._end(None)
-            await close_quietly(self._stream)
+            await close_quietly(self._stream, self._vm_id)
 
     async def _read(self) -> None:
         try:
@@ -157,7 +159,7 @@ class Client:
     def _end(self, cause: Exception | None) -> None:
         if self._ended:
             return
-        _log.debug(self._name, "the connection ends: %r", cause)
+        _log.debug(self._vm_id, "the connection to %s ends: %r", self._name, cause)
         self._ended, self._cause = True, cause
         self._scope.cancel()
         for call in self._calls.values():
@@ -188,12 +190,9 @@ def _read(operation: str, response: Response, kind: type[R]) -> R:
 
 
 @asynccontextmanager
-async def connected(stream: ByteStream, name: str) -> AsyncIterator[Client]:
-    """Make calls over a stream, which is closed at the end.
-
-    :param name: the server, for messages.
-    """
-    client = Client(stream, name)
+async def connected(stream: ByteStream, name: str, vm_id: str | None = None) -> AsyncIterator[Client]:
+    """Make calls over a stream, which is closed at the end; parameters as of :class:`Client`."""
+    client = Client(stream, name, vm_id)
 
     async def close(failure: BaseException | None) -> BaseException | None:
         client.close()

@@ -50,18 +50,21 @@ class Method(Generic[Q]):
 Services: TypeAlias = Mapping[str, Mapping[str, Method[Any]]]
 
 
-async def serve(listener: Listener, services: Services, *, name: str, call_seconds: float) -> None:
+async def serve(
+    listener: Listener, services: Services, *, name: str, call_seconds: float, vm_id: str | None = None
+) -> None:
     """Serve each connection of a listener until this is cancelled, and close the listener.
 
     :param name: the server, for the log.
     :param call_seconds: how long a call may take, also if its client allows more.
+    :param vm_id: the VM that it serves, for the log.
     :raises anyio.BrokenResourceError: nothing can be accepted any more, or ClosedResourceError likewise.
     """
     free = anyio.Semaphore(MAX_CONNECTIONS)
 
     async def serve_one(stream: ByteStream) -> None:
         try:
-            await serve_stream(stream, services, name=name, call_seconds=call_seconds)
+            await serve_stream(stream, services, name=name, call_seconds=call_seconds, vm_id=vm_id)
         finally:
             free.release()
 
@@ -77,24 +80,29 @@ async def serve(listener: Listener, services: Services, *, name: str, call_secon
                 failure = error
                 tasks.cancel_scope.cancel()
     finally:
-        await close_quietly(listener)
+        await close_quietly(listener, vm_id)
     if failure is not None:
         raise failure
 
 
-async def serve_stream(stream: ByteStream, services: Services, *, name: str, call_seconds: float) -> None:
+async def serve_stream(
+    stream: ByteStream, services: Services, *, name: str, call_seconds: float, vm_id: str | None = None
+) -> None:
     """Serve a connection until it ends, and close it; parameters as of :func:`serve`."""
-    await _Connection(stream, services, name, call_seconds).run()
+    await _Connection(stream, services, name, call_seconds, vm_id).run()
 
 
 class _Connection:
     """A client that is served."""
 
-    def __init__(self, stream: ByteStream, services: Services, name: str, call_seconds: float) -> None:
+    def __init__(
+        self, stream: ByteStream, services: Services, name: str, call_seconds: float, vm_id: str | None
+    ) -> None:
         self._stream = stream
         self._services = services
         self._name = name
         self._call_seconds = call_seconds
+        self._vm_id = vm_id
         self._side = ServerSide(MAX_CALLS)
         self._sending = anyio.Lock()
 
@@ -104,7 +112,7 @@ class _Connection:
                 await self._read()
                 self._tasks.cancel_scope.cancel()
         finally:
-            await close_quietly(self._stream)
+            await close_quietly(self._stream, self._vm_id)
 
     async def _read(self) -> None:
         try:
@@ -119,7 +127,7 @@ class _Connection:
             pass
         except Exception as error:
             # A stream of another backend may raise anything.
-            _log.info(self._name, "a connection ends: %r", error)
+            _log.info(self._vm_id, "%s: a connection ends: %r", self._name, error)
 
     async def _answer(self, call: Call) -> None:
         """Carry a call out, and send the answer; it counts until that is being sent."""
@@ -140,7 +148,7 @@ class _Connection:
             except RPCError:
                 raise
             except Exception as error:
-                _log.info(self._name, "%s failed: %s", operation, error)
+                _log.info(self._vm_id, "%s: %s failed: %s", self._name, operation, error)
                 raise RPCError(operation, RPCCode.UNKNOWN, str(error)) from error
         raise RPCError(operation, RPCCode.DEADLINE_EXCEEDED, "context deadline exceeded")
 
@@ -163,5 +171,6 @@ class _Connection:
             async with self._sending:
                 await self._stream.send(made())
         except BROKEN_STREAM as error:
-            _log.info(self._name, "a connection broke before an answer was sent: %r", error)
+            said = "%s: a connection broke before an answer was sent: %r"
+            _log.info(self._vm_id, said, self._name, error)
             self._tasks.cancel_scope.cancel()

@@ -67,6 +67,7 @@ class Keeper(Generic[T]):
 
     :ivar name: what it holds, for messages.
     :ivar variable: what examples call it.
+    :ivar vm_id: the VM that it holds, for the log.
     :ivar ended: it has been left, or entering it has failed.
     :ivar failure: what entering, holding or leaving it failed with.
     """
@@ -76,6 +77,7 @@ class Keeper(Generic[T]):
     _context: AbstractAsyncContextManager[T]
     #: Waits until it is to be left.
     _until: Callable[[T], Awaitable[None]]
+    vm_id: str | None = None
     _scope: anyio.CancelScope = field(factory=anyio.CancelScope, init=False)
     _opened: Flag = field(factory=Flag, init=False)
     ended: Flag = field(factory=Flag, init=False)
@@ -115,13 +117,14 @@ class Keeper(Generic[T]):
         except anyio.get_cancelled_exc_class():
             # The event loop ended.
             if not self._leaving:
-                self.failure = _warn_unclosed(self.name, self.variable, self)
+                self.failure = _warn_unclosed(self)
             raise
         except BaseException as error:
             # Raised by this task, one that is no Exception would end the event loop.
             self.failure = error
             if self._caller_left:
-                _log.warning(None, "%s: for a caller who was cancelled: %s", self.name, error)
+                said = "starting %s, for a caller who was cancelled: %s"
+                _log.warning(self.vm_id, said, self.name, error)
         finally:
             self._opened.set()
             self.ended.set()
@@ -138,13 +141,13 @@ class _Warning:
         warnings.warn(self.text, ResourceWarning, stacklevel=2, source=self.source)
 
 
-def _warn_unclosed(name: str, variable: str, source: object) -> VMStateError:
+def _warn_unclosed(keeper: Keeper[Any]) -> VMStateError:
     """Warn that an event loop ended before something was closed; return the same as an error."""
     text = (
-        f"{name} was not closed before its event loop ended, and was terminated; close it with "
-        f"`await {variable}.close()`, or enter it with `async with`"
+        f"{keeper.name} was not closed before its event loop ended, and was terminated; close it with "
+        f"`await {keeper.variable}.close()`, or enter it with `async with`"
     )
-    _Warning(text, source)
+    _Warning(text, keeper)
     return VMStateError(text)
 
 
@@ -152,14 +155,20 @@ def keeper_of(
     options: LCOWOptions | WCOWOptions, backend: Backend | str, settings: CreationSettings
 ) -> Keeper[UtilityVM]:
     """Return the keeper of a VM that is yet to be created and started."""
-    name = f"the VM {options.id}".rstrip() if getattr(options, "id", "") else "a VM"
-    return Keeper(name, "vm", started(options, backend, settings), UtilityVM._wait_closing)
+
+    def name(vm_id: str) -> None:
+        keeper.vm_id, keeper.name = vm_id, f"the VM {vm_id}"
+
+    starting = started(options, backend, settings, lambda vm: name(vm.id))
+    keeper = Keeper("a VM", "vm", starting, UtilityVM._wait_closing)
+    if vm_id := getattr(options, "id", ""):
+        name(vm_id)
+    return keeper
 
 
 async def open_vm(keeper: Keeper[UtilityVM]) -> UtilityVM:
     """Create and start the VM of a keeper, who holds it until it is closed."""
     vm = await keeper.open()
-    keeper.name = f"the VM {vm.id}"
     vm._keeper_ended = keeper.wait_ended
     vm._link.failure = lambda: keeper.failure
     return vm
@@ -190,8 +199,12 @@ async def start_vm(
 
 @asynccontextmanager
 async def started(
-    options: LCOWOptions | WCOWOptions, backend: Backend | str, settings: CreationSettings
+    options: LCOWOptions | WCOWOptions,
+    backend: Backend | str,
+    settings: CreationSettings,
+    created: Callable[[UtilityVM], object] = lambda vm: None,
 ) -> AsyncIterator[UtilityVM]:
     async with UtilityVM.create(options, backend=backend, **settings) as vm:
+        created(vm)
         await vm.start()
         yield vm

@@ -53,7 +53,7 @@ def external_network_setup(
     from uvm._ncproxy.setup import ExternalNetworkSetup
 
     path = context.options.network_config_proxy
-    proxy = NetworkConfigProxy(context.backend.pipes, path, timeout_seconds)
+    proxy = NetworkConfigProxy(context.backend.pipes, path, timeout_seconds, context.vm_id)
     address = _agent_address(context, agent_address, container_id)
     return ExternalNetworkSetup(proxy, address, container_id, context, network, vpci)
 

@@ -467,9 +467,9 @@ class Pool(ClosedOnLeaving):
         member.state = _State.CLOSING
         member.scope.cancel()
 
-    def _failed(self, member: _Member, error: Exception) -> None:
+    def _failed(self, member: _Member, error: Exception, vm_id: str | None = None) -> None:
         """Have a VM closed that failed before it was used, and another be started after a pause."""
-        _log.warning(None, "pool: a VM failed, and is replaced: %s", error)
+        _log.warning(vm_id, "pool: a VM failed, and is replaced: %s", error)
         self._last_error = error
         self._failures = max(self._failures, member.failures + 1)
         self._drop(member)
@@ -508,7 +508,7 @@ class Pool(ClosedOnLeaving):
                         with anyio.CancelScope() as member.scope:
                             await self._serve(member, vm)
                     except Exception as error:
-                        self._failed(member, error)
+                        self._failed(member, error, vm.id)
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as raised:

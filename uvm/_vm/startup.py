@@ -227,7 +227,7 @@ class GuestStartup:
         except BaseException:
             connection.close()
             # The task that serves it closes the stream too, but may never have begun.
-            await close_quietly(stream)
+            await close_quietly(stream, link.vm_id)
             raise
         return connection
 

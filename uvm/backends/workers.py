@@ -24,7 +24,7 @@ from typing import Final, TypeVar, TypeVarTuple
 import anyio
 from anyio import CancelScope, Semaphore
 
-from uvm._log import Log
+from uvm._log import Log, doing
 from uvm.backends.threads import Threads
 from uvm.backends.waker import Signal, Waker
 
@@ -141,13 +141,14 @@ async def _undo_result(call: Future[T], undo: Callable[[T], object], *, wait: bo
     if call.done() and call.exception() is not None:
         return
     undone, loop = Signal(Waker()), threading.get_ident()
+    vm_id = None if (now := doing.get()) is None else now.vm_id
 
     def undo_result() -> None:
         try:
             if call.exception() is None:
                 undo(call.result())
         except Exception:
-            _log.exception(None, "undoing a call whose caller was cancelled failed")
+            _log.exception(vm_id, "undoing a call whose caller was cancelled failed")
         finally:
             undone.set()
 

@@ -9,10 +9,13 @@ from importlib import import_module
 from typing import Final
 
 from uvm._drawing.blocks import Span, Style, table
-from uvm.cli.errors import UsageError
+from uvm._repr import described
+from uvm.cli.errors import UsageError, printable
+from uvm.cli.run import say
 from uvm.cli.terminal import Terminal
+from uvm.errors import OptionsError
 from uvm.testing.backends import SCENARIOS, Level
-from uvm.testing.backends.play import MakeRig, Played, play_all, rig_of
+from uvm.testing.backends.play import MakeRig, Played, other_runs, play_all, rig_of
 
 _STYLES: Final[dict[str, Style]] = {"holds": "green", "fails": "red", "skipped": "dim"}
 _TITLES: Final = {
@@ -28,6 +31,8 @@ def run(terminal: Terminal, given: Namespace) -> int:
     highest = Level[given.level.upper()]
     wanted = [scenario for scenario in SCENARIOS if scenario.level <= highest]
     make_rig = _load(given.rig) if given.rig else rig_of(given.backend)
+    if others := _other_runs(make_rig, given):
+        say(f"of another run, which is not done or was killed: {', '.join(others)}")
     found: list[Played] = []
     for played in play_all(make_rig, sorted(wanted, key=lambda each: each.level), loop=given.loop):
         if not given.json:
@@ -46,13 +51,25 @@ def _load(name: str) -> MakeRig:
     :raises UsageError: there is none of that name.
     """
     module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise UsageError(f"--rig {name}: not MODULE:FUNCTION")
     try:
-        if not (module and colon and attribute):
-            raise UsageError(f"--rig {name}: not MODULE:FUNCTION")
         made: MakeRig = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--rig {name}: {error}") from None
+    # A module that is imported may do anything.
+    except Exception as error:
+        raise UsageError(f"--rig {name}: {described(error)}") from None
     return made
+
+
+def _other_runs(make_rig: MakeRig, given: Namespace) -> list[str]:
+    """Return the systems of other runs.
+
+    :raises UsageError: the function makes no rig.
+    """
+    try:
+        return other_runs(make_rig, loop=given.loop)
+    except OptionsError as error:
+        raise UsageError(f"--rig {given.rig}: {error}" if given.rig else str(error)) from None
 
 
 def _show(terminal: Terminal, played: Played, before: Level | None) -> None:
@@ -60,7 +77,7 @@ def _show(terminal: Terminal, played: Played, before: Level | None) -> None:
     if level != before:
         terminal.write("", Span(f"{level.name.lower()}: {_TITLES[level]}", "bold"))
     outcome = Span(played.outcome, _STYLES[played.outcome])
-    said = played.scenario.name.replace("_", " ") + (f": {played.why}" if played.why else "")
+    said = played.scenario.name.replace("_", " ") + (f": {printable(played.why)}" if played.why else "")
     terminal.write(table((), [(outcome, said)], indent=2, least=(7,)))
 
 

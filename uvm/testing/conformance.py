@@ -15,7 +15,7 @@ from typing import Any
 from attrs import Factory, define, frozen
 
 from uvm._document import files_to_stat, plan_creation
-from uvm._repr import brief_call
+from uvm._repr import brief_call, described
 from uvm.backend import FileInfo
 from uvm.backends.fake import FakeBackend
 from uvm.errors import UVMError
@@ -130,7 +130,7 @@ async def _check_script(case: dict[str, Any]) -> list[str]:
 
 
 def _not_run(error: Exception) -> str:
-    return f"could not be run: {type(error).__name__}: {error}"
+    return f"could not be run: {described(error)}"
 
 
 def compare_step(expected: StepResult, result: StepResult) -> Iterator[str]:

@@ -152,10 +152,20 @@ async def test_an_exception_that_no_guest_can_answer_breaks_its_connection() -> 
         assert system.vm.guest.mounts == {}
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lose", "hang"])
-async def test_a_guest_whose_connecting_fails_does_not_come(fault: str) -> None:
+@pytest.mark.parametrize("fault", ["refuse", "lose"])
+async def test_a_guest_that_cannot_connect_ends_and_its_vm_with_it(fault: str) -> None:
     async with running() as system:
         rule = getattr(backend_of(system).faults, fault)(to="guest", operation="connect")
+        with pytest.raises(VMExitedError):
+            async with guest_of(system):
+                pytest.fail("it has come")
+        assert (rule.fired, system.vm.state) == (1, "Stopped")
+        assert (await system.wait()).exit_type == "UnexpectedExit"
+
+
+async def test_a_guest_whose_connecting_hangs_does_not_come() -> None:
+    async with running() as system:
+        rule = backend_of(system).faults.hang(to="guest", operation="connect")
         async with anyio.create_task_group() as tasks:
 
             async def meet() -> None:

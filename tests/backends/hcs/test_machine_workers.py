@@ -11,6 +11,7 @@ import anyio.lowlevel
 import pytest
 from attrs import define, field
 
+from uvm._observed import Door, Observed, observe
 from uvm.backends import workers as workers_module
 from uvm.backends.waker import Signal, Waker
 from uvm.backends.workers import Workers, finished
@@ -75,6 +76,27 @@ async def test_a_cancelled_caller_is_free_at_once_and_the_late_result_is_undone(
     opening.let.set()
     await opening.undone.wait()
     assert opening.closed == ["handle"]
+
+
+async def test_what_undoing_fails_with_is_logged_with_the_vm(caplog: pytest.LogCaptureFixture) -> None:
+    opening, workers = Opening(), Workers()
+
+    def refuse(handle: str) -> None:
+        raise LookupError(handle)
+
+    async def cancel_when_begun() -> None:
+        await opening.begun.wait()
+        scope.cancel()
+        opening.let.set()
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel_when_begun)
+            what = Observed(Door.VM, "vm1", "open")
+            await observe(what, lambda: workers.finish(opening.open, undo=refuse))
+    [failed] = caplog.records
+    assert vars(failed)["vm_id"] == "vm1"
+    assert failed.message == "vm1: undoing a call whose caller was cancelled failed"
 
 
 async def test_a_call_that_never_began_is_never_made() -> None:

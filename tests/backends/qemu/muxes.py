@@ -20,7 +20,7 @@ class GuestLink(MuxLink):
     """The guest's end, whose streams are the host's own class: only what opens and what accepts differs."""
 
     def __init__(self, sock: socket.socket, mux: Mux | None = None) -> None:
-        super().__init__(sock, mux or Mux(guest=True))
+        super().__init__("vm1", sock, mux or Mux(guest=True))
 
     def dial(self, port: int) -> MuxStream:
         """Connect to a port of the host."""
@@ -53,7 +53,7 @@ class Linked:
 async def linked(guest: Mux | None = None, *, adopts: bool = True) -> AsyncIterator[Linked]:
     """Connect a host and a guest; a guest that was connected before may go on."""
     one, other = socket.socketpair()
-    links = Linked(MuxLink(one, adopts=adopts), GuestLink(other, guest), other)
+    links = Linked(MuxLink("vm1", one, adopts=adopts), GuestLink(other, guest), other)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(links.host.serve)
         tasks.start_soon(links.guest.serve)

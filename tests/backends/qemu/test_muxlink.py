@@ -236,18 +236,23 @@ async def test_the_end_of_the_link_breaks_every_stream_once_what_had_arrived_was
 
 
 @pytest.mark.parametrize("portion", [b"\xff" * 64, struct.pack("<IIIQ", FrameKind.DATA, 1, 1 << 20, 0)])
-async def test_a_guest_that_breaks_a_rule_ends_its_link(portion: bytes) -> None:
+async def test_a_guest_that_breaks_a_rule_ends_its_link(
+    portion: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async with linked() as links:
         _, host = await links.connect()
         links.socket.send(portion)
         with pytest.raises(anyio.BrokenResourceError, match="the guest broke the protocol: "):
             await host.receive()
         assert isinstance(links.host.failure, MuxError)
+    [record] = caplog.records
+    assert record.message.startswith("vm1: the connections with the guest have ended: ")
+    assert vars(record)["vm_id"] == "vm1"
 
 
 async def test_a_flood_lets_other_tasks_run_and_is_kept_in_bounds() -> None:
     one, other = socket.socketpair()
-    link, mux = MuxLink(one), Mux(guest=True)
+    link, mux = MuxLink("vm1", one), Mux(guest=True)
     other.setblocking(False)
     turns = 0
     async with anyio.create_task_group() as tasks:

@@ -496,7 +496,7 @@ class QEMUBackend:
         if limit.cancelled_caught:
             for vm in left:
                 vm.lifetime.abandon()
-            _log.error(None, "QEMU was killed, and had not ended within %g s: %s", _END_SECONDS, left)
+                _log.error(vm.id, "QEMU was killed, and had not ended within %g s", _END_SECONDS)
         self._launcher.close()
         self._tasks = None
         return failure

@@ -83,7 +83,7 @@ class HostConnection:
             try:
                 stream = await listener.accept()
             finally:
-                await close_quietly(listener)
+                await close_quietly(listener, self._name)
             async with anyio.create_task_group() as tasks:
                 await tasks.start(self._connection.serve, stream)
                 await self._connection.start_guest()

@@ -94,7 +94,7 @@ class Lifetime:
         :raises HostPathError: its runtime directory cannot be written to; QEMU was not started.
         """
         links = self._links()
-        self._use(links[0].ours, MuxLink(links[1].ours, adopts=False))
+        self._use(links[0].ours, MuxLink(self._id, links[1].ours, adopts=False))
         try:
             theirs = [link.theirs.fileno() for link in links]
             command = arguments(*(link.argument for link in links))
@@ -130,7 +130,7 @@ class Lifetime:
                 )
             except OSError as error:
                 raise HostError(f"open {self._id}", HResult.HCS_E_CONNECT_FAILED, str(error)) from error
-            self._use(qmp, MuxLink(mux))
+            self._use(qmp, MuxLink(self._id, mux))
             undo.pop_all()
         await self._begin(tasks)
 

@@ -51,6 +51,7 @@ _RECEIVE_BYTES: Final = 65536
 class MuxLink:
     """All connections with one guest.
 
+    :param vm_id: the VM, for the log.
     :param sock: connected; it is closed with the link.
     :param mux: by default a new one, of a host that has just connected.
     :param adopts: the guest is one that an earlier process has left, and its connections wait here until they
@@ -60,9 +61,12 @@ class MuxLink:
     :ivar failure: why the link has ended, if the guest or the system is to blame.
     """
 
-    def __init__(self, sock: socket.socket, mux: Mux | None = None, *, adopts: bool = True) -> None:
+    def __init__(
+        self, vm_id: str, sock: socket.socket, mux: Mux | None = None, *, adopts: bool = True
+    ) -> None:
         self.greeted: Flag = Flag()
         self.failure: Exception | None = None
+        self._vm_id: Final = vm_id
         self._socket: Final = sock
         self._mux: Final = mux or _connected()
         self._adopts: Final = adopts
@@ -173,7 +177,7 @@ class MuxLink:
             self.failure = error
             # QEMU ends so with its VM; what a guest does wrong is worth a look.
             level = logging.WARNING if isinstance(error, MuxError) else logging.DEBUG
-            _log.write(level, None, "the connections with the guest have ended: %s", (error,))
+            _log.write(level, self._vm_id, "the connections with the guest have ended: %s", (error,))
             self.close()
 
     async def _read(self) -> None:

@@ -64,7 +64,7 @@ async def cancel_unanswered(rig: Rig, name: str, call: Callable[[T], Awaitable[A
 async def overtake_by_the_exit(rig: Rig, name: str, call: Callable[[T], Awaitable[Any]], on: T) -> Attempt:
     """Have the system exit while a call is in progress, and return the ended call."""
     async with held_call(rig, name, call, on) as (_, attempt):
-        rig.host.crash("vm1")
+        rig.host.crash(rig.own("vm1"))
     rig.host.undisturbed()
     return attempt
 

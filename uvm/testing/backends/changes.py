@@ -67,7 +67,7 @@ async def _update(rig: Rig, os: GuestOS, **options: Any) -> None:
 async def _running_container(vm: UtilityVM) -> AsyncIterator[Container]:
     linux = vm.os == "linux"
     spec = {"process": {"args": ["cat"], "cwd": "/"}, "linux": {}} if linux else {"Container": {}}
-    async with vm.create_container("c1", spec) as container:
+    async with vm.create_container(f"{vm.id}-c1", spec) as container:
         await container.start()
         if linux:
             await container.open_init(stdin=True)
@@ -136,7 +136,11 @@ async def clones_go_on_from_where_their_template_was_saved(rig: Rig) -> None:
         for number in (1, 2):
             scratch = rig.host.path_of(f"clone{number}")
             of_clone = evolve(
-                options, id=f"clone{number}", template=False, clone_of=template, scratch_directory=scratch
+                options,
+                id=rig.own(f"clone{number}"),
+                template=False,
+                clone_of=template,
+                scratch_directory=scratch,
             )
             await _live_as_a_clone(rig, of_clone, resources)
         await template.delete(rig.backend)

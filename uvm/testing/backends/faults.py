@@ -130,7 +130,7 @@ async def completes_twice(run: DisturbedRun) -> None:
 async def is_overtaken_by_the_exit(run: DisturbedRun) -> None:
     """Have the system exit by itself while the call is in progress."""
     async with run.held() as held:
-        run.rig.host.crash("vm1")
+        run.rig.host.crash(run.rig.own("vm1"))
         held.close()
     others = [each for each in run.errors if not isinstance(each, VMExitedError)]
     equal(others, [], "what was reported besides the exit")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -11,14 +11,15 @@ from typing import Literal
 import anyio
 from attrs import frozen
 
-from uvm._repr import brief_call
+from uvm._arguments import kind_of
+from uvm._repr import brief_call, described
 from uvm.backend import Backend
 from uvm.backends import backend_factory
 from uvm.backends.fake import FakeBackend
-from uvm.errors import NotSupportedError
+from uvm.errors import NotSupportedError, OptionsError, UVMError
 from uvm.options import LCOWOptions
 from uvm.testing.backends.fakehost import FakeHost
-from uvm.testing.backends.rig import Rig
+from uvm.testing.backends.rig import RUNS, Rig
 from uvm.testing.backends.scenario import Scenario
 
 #: Makes a rig: for each scenario a new one.
@@ -47,10 +48,59 @@ def play_all(make_rig: MakeRig, scenarios: Iterable[Scenario], *, loop: str = "a
     :param loop: the event loop, ``asyncio`` or ``trio``.
     :raises NotSupportedError: it is not installed.
     """
-    if find_spec(loop) is None:
-        raise NotSupportedError(f"play on {loop}: it is not installed; run: pip install 'utilityvm[{loop}]'")
+    _require(loop)
     for scenario in scenarios:
         yield anyio.run(_play, make_rig, scenario, backend=loop)
+
+
+def other_runs(make_rig: MakeRig, *, loop: str = "asyncio") -> list[str]:
+    """Make a rig, to see that it can be made; return the systems that other runs have on its host.
+
+    Such a run plays now, or was killed and has left them.
+
+    :param loop: the event loop, ``asyncio`` or ``trio``.
+    :raises OptionsError: what is to make rigs makes none, or fails.
+    :raises NotSupportedError: the event loop is not installed, or the backend cannot be used.
+    """
+    _require(loop)
+    return anyio.run(_other_runs, make_rig, backend=loop)
+
+
+async def _other_runs(make_rig: MakeRig) -> list[str]:
+    made: object = None
+    try:
+        async with _context_of(make_rig) as made:
+            if isinstance(made, Rig):
+                return await _systems_of_others(made)
+    except UVMError:
+        raise
+    # A function of another package may raise, or be, anything.
+    except Exception as error:
+        raise OptionsError(f"a rig cannot be made: {described(error)}") from error
+    raise OptionsError(f"what was made is no uvm.testing.backends.Rig but {kind_of(made)}")
+
+
+def _context_of(make_rig: MakeRig) -> AbstractAsyncContextManager[Rig]:
+    made: object = make_rig()
+    if isinstance(made, AbstractAsyncContextManager):
+        return made
+    if isinstance(made, Coroutine):
+        made.close()
+    raise TypeError(f"what it returns is not entered with `async with`: it is {kind_of(made)}")
+
+
+async def _systems_of_others(rig: Rig) -> list[str]:
+    try:
+        there = [str(each["Id"]) for each in await rig.backend.enumerate()]
+    except UVMError:
+        # A young backend has no systems, and the suite says what it lacks.
+        return []
+    return [each for each in there if each.startswith(RUNS) and not each.startswith(rig.run)]
+
+
+def _require(loop: str) -> None:
+    if find_spec(loop) is None:
+        raise NotSupportedError(f"play on {loop}: it is not installed; run: pip install 'utilityvm[{loop}]'")
 
 
 async def _play(make_rig: MakeRig, scenario: Scenario) -> Played:
@@ -61,7 +111,7 @@ async def _play(make_rig: MakeRig, scenario: Scenario) -> Played:
             await scenario.play(rig)
     # What a backend under test raises may be anything.
     except Exception as error:
-        return Played(scenario, "fails", f"{type(error).__name__}: {error}")
+        return Played(scenario, "fails", described(error))
     return Played(scenario, "holds")
 
 

@@ -100,7 +100,7 @@ async def many_changes_at_once_are_all_answered(rig: Rig, system: System) -> Non
 @within(some_system, Control.LINUX)
 async def without_types_there_is_a_summary_in_every_state(rig: Rig, system: System) -> None:
     found = await system.properties()
-    equal((found["Id"], found["State"]), ("vm1", "Created"), "the id and state")
+    equal((found["Id"], found["State"]), (system.id, "Created"), "the id and state")
     equal(found["RuntimeId"].casefold(), system.runtime_id.casefold(), "the runtime id")
     await system.terminate()
     await system.wait()
@@ -166,11 +166,12 @@ async def the_compute_service_reports_its_properties(rig: Rig) -> None:
 
 @scenario(Control.UPDATES)
 async def a_cpu_group_of_the_host_is_created_listed_and_deleted(rig: Rig) -> None:
+    # Others may come and go meanwhile.
     before = await cpu_groups(rig.backend)
     made = await create_cpu_group(rig.backend, [0])
-    equal({*await cpu_groups(rig.backend)} - {*before}, {made}, "the CPU groups that came")
+    check(made not in before and made in await cpu_groups(rig.backend), "the CPU group is there, and is new")
     await delete_cpu_group(rig.backend, made.id)
-    equal(await cpu_groups(rig.backend), before, "the CPU groups again")
+    check(made not in await cpu_groups(rig.backend), "the CPU group is gone")
     with refused("ERROR_HV_INVALID_CPU_GROUP_ID"):
         await delete_cpu_group(rig.backend, made.id)
 
@@ -346,15 +347,15 @@ async def a_sender_waits_for_a_slow_reader(rig: Rig) -> None:
 
 @scenario(Control.FILES)
 async def access_is_granted_to_what_exists_and_revoked_more_than_once(rig: Rig) -> None:
-    backend, path = rig.backend, rig.host.put_file("disk.vhdx")
+    backend, path, vm_id = rig.backend, rig.host.put_file("disk.vhdx"), rig.own("vm1")
     with refused("ERROR_FILE_NOT_FOUND"):
-        await backend.grant_access(rig.host.path_of("missing.vhdx"), "vm1")
+        await backend.grant_access(rig.host.path_of("missing.vhdx"), vm_id)
     for change in (backend.grant_access, backend.revoke_access):
-        await change(path, "vm1")
-        await change(path, "vm1")
-    await backend.grant_access(path, "vm1")
+        await change(path, vm_id)
+        await change(path, vm_id)
+    await backend.grant_access(path, vm_id)
     await backend.files.remove(path)
-    await backend.revoke_access(path, "vm1")
+    await backend.revoke_access(path, vm_id)
 
 
 @scenario(Control.LINUX, Control.FILES)
@@ -375,8 +376,8 @@ async def access_revoked_from_one_is_kept_by_the_others(rig: Rig) -> None:
     path = rig.host.put_file("disk.vhdx")
     async with running_system(rig) as system:
         await rig.backend.grant_access(path, system.id)
-        await rig.backend.grant_access(path, "vm2")
-        await rig.backend.revoke_access(path, "vm2")
+        await rig.backend.grant_access(path, rig.own("vm2"))
+        await rig.backend.revoke_access(path, rig.own("vm2"))
         await system.modify(attach_disk(path))
         await system.modify(detach_disk())
         await rig.backend.revoke_access(path, system.id)

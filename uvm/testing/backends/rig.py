@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import os
+import secrets
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import Factory, frozen
 
@@ -14,6 +16,14 @@ from uvm.backend import JSON, Backend, ByteStream
 from uvm.errors import NotSupportedError
 from uvm.hresult import HResult
 from uvm.options import LCOWOptions, WCOWOptions
+
+#: What the ids of all that any run makes begin with: see :attr:`Rig.run`.
+RUNS: Final = "uvm-conformance-"
+
+
+def new_run() -> str:
+    """Return what the ids of a run begin with; no other run has it."""
+    return f"{RUNS}{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class Control(enum.Enum):
@@ -232,6 +242,8 @@ class Rig:
         may take half of it.
     :ivar grace_seconds: how long each such step may take if a call hangs on purpose: the scenario waits that
         long.
+    :ivar run: what the ids and owners of its systems begin with. It is of this rig alone, so that any number
+        of runs may play on one host at once.
     """
 
     backend: Backend
@@ -240,8 +252,13 @@ class Rig:
     windows: WCOWOptions | None = None
     timeout_seconds: float = 30.0
     grace_seconds: float = 0.5
+    run: str = Factory(new_run)
 
     __repr__ = brief_call
+
+    def own(self, name: str) -> str:
+        """Return an id, or an owner, that only systems of this rig have."""
+        return f"{self.run}-{name}"
 
     @property
     def controls(self) -> frozenset[Control]:

@@ -46,6 +46,11 @@ async def listed(rig: Rig, query: JSON) -> list[str]:
     return [each["Id"] for each in await rig.backend.enumerate(query)]
 
 
+async def is_listed(rig: Rig) -> bool:
+    """Return whether the rig's system ``vm1`` is found by its id."""
+    return bool(await listed(rig, {"Ids": [rig.own("vm1")]}))
+
+
 async def state_of(system: System) -> str:
     """Return the state of a system."""
     return str((await system.properties())["State"])
@@ -72,66 +77,70 @@ async def bring(system: System, state: str) -> None:
 
 @scenario(Control.LINUX)
 async def a_system_is_listed_from_its_creation_to_its_last_handle(rig: Rig) -> None:
-    equal(await listed(rig, {"Ids": ["vm1"]}), [], "listed before the creation")
-    async with some_system(rig, linux_options(rig, owner="an owner")) as system:
-        equal(system.id, "vm1", "the id")
-        [found] = await rig.backend.enumerate({"Ids": ["vm1"]})
-        equal((found["Owner"], found["State"]), ("an owner", "Created"), "the owner and state")
+    equal(await is_listed(rig), False, "whether it is listed before the creation")
+    async with some_system(rig, linux_options(rig, owner=rig.own("owner"))) as system:
+        equal(system.id, rig.own("vm1"), "the id")
+        [found] = await rig.backend.enumerate({"Ids": [system.id]})
+        equal((found["Owner"], found["State"]), (rig.own("owner"), "Created"), "the owner and state")
         equal(found["SystemType"], "VirtualMachine", "the type")
         equal(found["RuntimeId"].casefold(), system.runtime_id.casefold(), "the runtime id")
         await system.start()
-        [found] = await rig.backend.enumerate({"Ids": ["vm1"]})
+        [found] = await rig.backend.enumerate({"Ids": [system.id]})
         equal(found["State"], "Running", "the state")
         await system.terminate()
-    equal(await listed(rig, {"Ids": ["vm1"]}), [], "listed after its last handle closed")
+    equal(await is_listed(rig), False, "whether it is listed after its last handle closed")
 
 
 @scenario(Control.LINUX)
 async def systems_are_found_by_owner_by_id_and_by_type(rig: Rig) -> None:
+    first, second, owner = rig.own("vm1"), rig.own("vm2"), rig.own("other-owner")
     async with (
-        some_system(rig, linux_options(rig, owner="an owner")),
-        some_system(rig, linux_options(rig, id="vm2", owner="another owner")),
+        some_system(rig, linux_options(rig, owner=rig.own("owner"))),
+        some_system(rig, linux_options(rig, id=second, owner=owner)),
     ):
-        equal(await listed(rig, {"Owners": ["another owner"]}), ["vm2"], "found by owner")
-        equal(sorted(await listed(rig, {"Ids": ["vm1", "vm2"]})), ["vm1", "vm2"], "found by id")
-        of_vms = {"Ids": ["vm1"], "Types": ["VirtualMachine"]}
-        equal(await listed(rig, of_vms), ["vm1"], "found by id among the virtual machines")
+        equal(await listed(rig, {"Owners": [owner]}), [second], "found by owner")
+        equal(sorted(await listed(rig, {"Ids": [first, second]})), [first, second], "found by id")
+        of_vms = {"Ids": [first], "Types": ["VirtualMachine"]}
+        equal(await listed(rig, of_vms), [first], "found by id among the virtual machines")
         equal(await listed(rig, of_vms | {"Types": ["Container"]}), [], "found among the containers")
-        check({"vm1", "vm2"} <= {s["Id"] for s in await rig.backend.enumerate()}, "all are found")
+        check({first, second} <= {each["Id"] for each in await rig.backend.enumerate()}, "all are found")
 
 
 @scenario(Control.LINUX)
 async def an_id_can_be_taken_once(rig: Rig) -> None:
-    async with some_system(rig):
+    async with some_system(rig) as system:
         with refused("HCS_E_SYSTEM_ALREADY_EXISTS"):
-            await rig.backend.create("vm1", {"SchemaVersion": {"Major": 2, "Minor": 1}, "VirtualMachine": {}})
+            await rig.backend.create(
+                system.id, {"SchemaVersion": {"Major": 2, "Minor": 1}, "VirtualMachine": {}}
+            )
 
 
 @scenario(Control.WINDOWS, answers=True)
 async def a_container_is_a_system_that_a_vm_hosts(rig: Rig) -> None:
+    id, owner = rig.own("c1"), rig.own("owner")
     document: JSON = {
-        "Owner": "an owner",
+        "Owner": owner,
         "SchemaVersion": {"Major": 2, "Minor": 1},
-        "HostingSystemId": "vm1",
+        "HostingSystemId": rig.own("vm1"),
         "HostedSystem": {"Container": {"Storage": {"Path": "C:\\c1"}}},
         "ShouldTerminateOnLastHandleClosed": True,
     }
     with refused("HCS_E_SYSTEM_NOT_FOUND"):
-        await rig.backend.create("c1", document)
+        await rig.backend.create(id, document)
     async with (
         running_system(rig, options_of(rig, "windows", external_guest_connection=False)) as vm,
-        closed_at_the_end(await rig.backend.create("c1", document)) as container,
+        closed_at_the_end(await rig.backend.create(id, document)) as container,
     ):
-        equal(container.id, "c1", "the id")
-        equal(await listed(rig, {"Types": ["Container"], "Owners": ["an owner"]}), ["c1"], "found by type")
+        equal(container.id, id, "the id")
+        equal(await listed(rig, {"Types": ["Container"], "Owners": [owner]}), [id], "found by type")
         with refused("HCS_E_SYSTEM_ALREADY_EXISTS"):
-            await rig.backend.create("c1", document)
+            await rig.backend.create(id, document)
         with refused("HCS_E_INVALID_STATE"):
             await container.shutdown()
         await container.start()
         with refused("ERROR_NOT_SUPPORTED"):
             await container.listen(rig.backend.new_id())
-        async with closed_at_the_end(await rig.backend.open("c1")) as second:
+        async with closed_at_the_end(await rig.backend.open(id)) as second:
             equal(await state_of(second), "Running", "the state")
             await second.terminate()
             equal((await container.wait()).exit_type, "ForcedExit", "the type of the exit")
@@ -141,15 +150,15 @@ async def a_container_is_a_system_that_a_vm_hosts(rig: Rig) -> None:
 @scenario()
 async def what_does_not_exist_cannot_be_opened(rig: Rig) -> None:
     with refused("HCS_E_SYSTEM_NOT_FOUND"):
-        await rig.backend.open("unknown")
+        await rig.backend.open(rig.own("unknown"))
 
 
 @scenario()
 async def a_document_that_cannot_be_read_creates_nothing(rig: Rig) -> None:
     for document in ({}, {"Owner": 5}, {"Unknown": 1}):
         with refused("HCS_E_INVALID_JSON", what=f"create {document}"):
-            await rig.backend.create("vm1", document)
-    equal(await listed(rig, {"Ids": ["vm1"]}), [], "what was created")
+            await rig.backend.create(rig.own("vm1"), document)
+    equal(await is_listed(rig), False, "whether it was created")
 
 
 @scenario()
@@ -211,7 +220,7 @@ async def a_system_saved_as_a_template_only_ends(rig: Rig, system: System) -> No
         await bring(system, "SavedAsTemplate")
     equal(await state_of(system), "Paused", "the state after the refusal")
     await system.terminate()
-    async with some_system(rig, await template_options(rig, id="vm2")) as template:
+    async with some_system(rig, await template_options(rig, id=rig.own("vm2"))) as template:
         await bring(template, "SavedAsTemplate")
         equal(await state_of(template), "SavedAsTemplate", "the state")
         await template.terminate()
@@ -246,7 +255,7 @@ async def every_waiter_gets_the_exit_status(rig: Rig) -> None:
 async def a_system_that_exits_by_itself_reports_it(rig: Rig, system: System) -> None:
     async with anyio.create_task_group() as tasks:
         waiting = Attempt.begin(tasks, system.wait)
-        rig.host.crash("vm1")
+        rig.host.crash(system.id)
     equal(waiting.result.exit_type, "UnexpectedExit", "the type of the exit")
     check(waiting.result.code, "there is an error code")
     check((waiting.result.detail or {}).get("Attribution"), "the cause of the exit is reported")
@@ -270,7 +279,7 @@ async def a_handle_is_closed_once_and_refuses_everything_then(rig: Rig, system: 
     for name, operation in (OPERATIONS | more).items():
         with refused("E_HANDLE", what=name):
             await operation(system)
-    equal(system.id, "vm1", "the id, which is still known")
+    equal(system.id, rig.own("vm1"), "the id, which is still known")
 
 
 @within(running_system, Control.LINUX)
@@ -291,7 +300,7 @@ async def closing_takes_effect_if_the_caller_is_cancelled(rig: Rig) -> None:
             await system.close()
         with refused("E_HANDLE"):
             await system.close()
-    equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system, whose only handle was closed")
+    equal(await is_listed(rig), False, "whether the system is there, whose only handle was closed")
 
 
 @scenario(Control.LINUX)
@@ -308,11 +317,11 @@ async def several_handles_are_one_system(rig: Rig) -> None:
 
 @within(running_system, Control.LINUX)
 async def a_system_ends_with_its_last_handle(rig: Rig, system: System) -> None:
-    other = await rig.backend.open("vm1")
+    other = await rig.backend.open(system.id)
     await system.close()
-    equal(await listed(rig, {"Ids": ["vm1"]}), ["vm1"], "the system, with a handle")
+    equal(await is_listed(rig), True, "whether the system is there, with a handle")
     await other.close()
-    equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system, without a handle")
+    equal(await is_listed(rig), False, "whether the system is there, without a handle")
 
 
 @scenario(Control.LINUX)
@@ -322,7 +331,7 @@ async def a_system_outlives_its_handles_if_its_document_says_so(rig: Rig) -> Non
         async with opened(rig) as again:
             equal(await state_of(again), "Running", "the state")
             await again.terminate()
-    equal(await listed(rig, {"Ids": ["vm1"]}), [], "the system that was ended")
+    equal(await is_listed(rig), False, "whether the system is there that was ended")
 
 
 @scenario(Control.LINUX)
@@ -336,4 +345,4 @@ async def a_system_that_has_ended_can_be_opened_while_a_handle_is_left(rig: Rig)
             with refused("HCS_E_SYSTEM_ALREADY_STOPPED"):
                 await other.terminate()
     with refused("HCS_E_SYSTEM_NOT_FOUND"):
-        await rig.backend.open("vm1")
+        await rig.backend.open(rig.own("vm1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -61,8 +62,8 @@ async def _run_from_creation_to_exit(rig: Rig, **kind: Any) -> None:
 async def concurrent_vms_do_not_disturb_each_other(rig: Rig) -> None:
     async with (
         running_vm(rig, "linux") as first,
-        running_vm(rig, "windows", id="vm2") as second,
-        running_vm(rig, "linux", id="vm3") as third,
+        running_vm(rig, "windows", id=rig.own("vm2")) as second,
+        running_vm(rig, "linux", id=rig.own("vm3")) as third,
     ):
         await second.terminate()
         for vm in (first, third):
@@ -254,7 +255,7 @@ async def _run_on_layers(rig: Rig, **options: Any) -> None:
     spec = {"ociVersion": "1.1.0", "process": {"args": ["echo", "hello"], "cwd": "/"}, "linux": {}}
     async with running_vm(rig, **options) as vm:
         root = await vm.mount_layers("c1", [resources.layer], resources.scratch)
-        async with vm.create_container("c1", spec, root=root) as container:
+        async with vm.create_container(f"{vm.id}-c1", spec, root=root) as container:
             await container.start()
             async with container.open_init(stderr=False) as init:
                 output = [piece async for piece in init.stdout]
@@ -285,10 +286,10 @@ async def _run_pod(rig: Rig, **options: Any) -> None:
     pods = Pod.create(options_of(rig, "linux", **options), backend=rig.backend, network=resources.namespace)
     async with pods as pod:
         scratch = rig.host.put_file("other.vhdx")
-        other = await pod.run_container(plain, [resources.layer], scratch, id="c2", stdin=True)
+        other = await pod.run_container(plain, [resources.layer], scratch, id=rig.own("c2"), stdin=True)
         before = pod.vm.devices()
         async with pod.run_container(
-            mounted, [resources.layer], resources.scratch, id="c1", stdin=True
+            mounted, [resources.layer], resources.scratch, id=rig.own("c1"), stdin=True
         ) as container:
             await compare(rig, pod.vm)
             equal(len(container.resources.leases), 3, "the leases of mounts and devices")
@@ -329,8 +330,9 @@ async def _bring_up_in_order(rig: Rig, **options: Any) -> None:
     async with running_vm(rig, **enforced) as vm:
         # The guest takes no other ids of containers.
         with raises(RefusedError):
-            await vm.create_container("short", spec)
-        scratches = {"a" * 64: resources.scratch, "b" * 64: rig.host.put_file("other.vhdx")}
+            await vm.create_container(f"{vm.id}-short", spec)
+        disks = (resources.scratch, rig.host.put_file("other.vhdx"))
+        scratches = {secrets.token_hex(32): disk for disk in disks}
         async with anyio.create_task_group() as tasks:
             for name, scratch in scratches.items():
                 tasks.start_soon(bring_up, vm, name, scratch)
@@ -344,7 +346,7 @@ async def _bring_up_in_order(rig: Rig, **options: Any) -> None:
     a_windows_container_that_hcs_hosts_runs_commands={"os": "windows", **_RELAYED},
 )
 async def _run_in_windows_container(rig: Rig, **options: Any) -> None:
-    async with running_vm(rig, **options) as vm, vm.create_container("c1", _CONTAINER) as container:
+    async with running_vm(rig, **options) as vm, vm.create_container(f"{vm.id}-c1", _CONTAINER) as container:
         await container.start()
         equal((await container.run(["echo", "hello"])).stdout, b"hello\n", "the output")
         check("Memory" in await container.statistics(), "the statistics include the memory")
@@ -360,11 +362,11 @@ async def _run_in_windows_container(rig: Rig, **options: Any) -> None:
 @scenario(Control.WINDOWS, Control.PROGRAMS)
 async def containers_that_hcs_hosts_end_with_their_vm(rig: Rig) -> None:
     relayed = running_vm(rig, "windows", **_RELAYED)
-    async with relayed as vm, vm.create_container("c1", _CONTAINER) as container:
+    async with relayed as vm, vm.create_container(f"{vm.id}-c1", _CONTAINER) as container:
         await container.start()
         async with anyio.create_task_group() as tasks:
             waiting = Attempt.begin(tasks, container.wait)
-            await vm.create_container("c2", _CONTAINER)
+            await vm.create_container(f"{vm.id}-c2", _CONTAINER)
             await vm.terminate()
         check(isinstance(waiting.error, VMExitedError), f"the error of the wait: {waiting.error!r}")
         equal(container.exit, None, "the exit of the container")
@@ -489,7 +491,7 @@ async def a_vm_left_running_can_be_opened_and_terminated(rig: Rig) -> None:
     async with created as vm:
         await vm.start()
         vm.detach()
-    system = await rig.backend.open("vm1")
+    system = await rig.backend.open(rig.own("vm1"))
     equal((await system.properties())["State"], "Running", "the state")
     await system.terminate()
     await system.close()

@@ -28,14 +28,14 @@ Options = LCOWOptions | WCOWOptions
 
 
 def options_of(rig: Rig, os: GuestOS, **changes: Any) -> Options:
-    """Return the options of a VM with an operating system; its id is ``vm1``."""
+    """Return the options of a VM with an operating system; its id is the rig's own ``vm1``."""
     options = rig.windows if os == "windows" else rig.linux
     assert options is not None, "the scenario does not state that it needs this"
-    return evolve(options, **{"id": "vm1", **changes})
+    return evolve(options, **{"id": rig.own("vm1"), **changes})
 
 
 def linux_options(rig: Rig, **changes: Any) -> Options:
-    """Return the options of a Linux VM to whose guest HCS connects; its id is ``vm1``."""
+    """Return the options of a Linux VM to whose guest HCS connects, as :func:`options_of` does."""
     return options_of(rig, "linux", **{"external_guest_connection": False, **changes})
 
 
@@ -68,9 +68,9 @@ async def running_system(rig: Rig, options: Options | None = None) -> AsyncItera
 
 
 @asynccontextmanager
-async def opened(rig: Rig, system_id: str = "vm1") -> AsyncIterator[System]:
-    """Yield another handle of a system, which is closed at the end."""
-    async with closed_at_the_end(await rig.backend.open(system_id)) as system:
+async def opened(rig: Rig, name: str = "vm1") -> AsyncIterator[System]:
+    """Yield another handle of a system of the rig's, which is closed at the end."""
+    async with closed_at_the_end(await rig.backend.open(rig.own(name))) as system:
         yield system
 
 

@@ -57,11 +57,12 @@ class GuestLog:
             self._outlet.close()
             self._outlet = None
 
-    async def last_words(self, data: bytes) -> None:
+    async def last_words(self, data: bytes = b"") -> None:
         """Write for the last time, and wait a little for the host to read it."""
         outlet, self._outlet = self._outlet, None
         if outlet is not None:
-            outlet.send(data)
+            if data:
+                outlet.send(data)
             with anyio.move_on_after(LAST_WORDS_SECONDS):
                 await outlet.stream.flush()
 

@@ -269,13 +269,19 @@ class GuestService:
             self._tasks = None
 
     async def _dial(self) -> FakeStream:
-        """Dial the host's end of the connection, unless a fault prevents it."""
+        """Dial the host's end of the connection. A guest that a fault keeps from it ends, and its VM with it.
+
+        So do hcsshim's: the service of a Linux guest up to 0.14, without which process 1 ends and the kernel
+        panics, and the sidecar of a Windows guest, a critical process. Later Linux ones try again.
+        """
         await self.vm.until_listening(self._plan.service)
         entry = self._environment.exchange.request_log._begin("guest", self.vm.id, "connect", None)
         try:
             await self._environment.exchange.carry_out(entry, lambda: None, self.vm)
         except Exception as e:
-            self.log.line(f"bridge: {e}", level="error")
+            self.log.line(f"failed to dial host vsock connection: {e}", level="fatal")
+            await self.log.last_words()
+            self.vm.crash()
             await anyio.sleep_forever()
         return await self.vm.dial_when_listening(self._plan.service)
 
