@@ -8,9 +8,11 @@ import sys
 import pytest
 
 import uvm
+from tests.cli.conftest import Run
 from tests.cli.support import LCOW, ROOT
 from uvm.cli import main
 from uvm.cli.errors import in_one_line
+from uvm.cli.sizes import parse_size
 from uvm.errors import GuestError, HostError, UndoFailedError, UVMErrorGroup, together
 from uvm.hresult import HResult
 
@@ -31,7 +33,7 @@ def test_the_module_is_the_command() -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["pod"], ["pod", "a", "b"]])
+@pytest.mark.parametrize("arguments", [["fly"], ["pod"], ["pod", "a", "b"]])
 def test_a_wrong_command_line_is_exit_status_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,6 +41,45 @@ def test_a_wrong_command_line_is_exit_status_2(
         main(arguments)
     assert left.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("poed", "uvm: error: COMMAND: there is no 'poed'; did you mean pod? (see: uvm --help)"),
+        (
+            "run --memmory 1G -- ls",
+            "uvm run: error: --memmory is unknown here; did you mean --memory? (see: ",
+        ),
+        ("--backend=fake ps", "uvm: error: --backend=fake is unknown here (see: uvm --help)"),
+        ("run --cpus many -- ls", "uvm run: error: --cpus: 'many' is no whole number above 0 (see: "),
+        ("run --cpus 0 -- ls", "'0' is no whole number above 0"),
+        ("run --timeout soon -- ls", "--timeout: 'soon' is no number of seconds above 0"),
+        ("run --memory 512 -- ls", "--memory: '512' is not a size such as '4 MiB' or '4M'"),
+        ("conform fake --level guests", "--level: there is no 'guests'; did you mean guest?"),
+        ("completion nu", "shell: there is no 'nu'; there are bash, zsh, fish, powershell (see: "),
+        ("image", "uvm image: error: the following arguments are required: ACTION (see: uvm image --help)"),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_was_meant(
+    arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments.split())
+    printed = capsys.readouterr()
+    assert (left.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert said in printed.err
+
+
+def test_without_a_command_there_is_help(run: Run) -> None:
+    ran = run()
+    assert (ran.status, ran.output) == (2, "")
+    assert "shell     open a shell" in ran.error
+
+
+@pytest.mark.parametrize(("text", "size"), [("1g", 1 << 30), ("512m", 512 << 20), ("1 kib", 1024), ("7b", 7)])
+def test_sizes_are_read_in_any_case(text: str, size: int) -> None:
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,14 @@ def test_a_file_that_is_there_stays_and_nothing_is_written(run: Run, tmp_path: P
     assert mine.read_text() == "mine"
 
 
+def test_what_to_type_next_can_be_typed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "my pods").lines[-1] == f"Run one, edit it: uvm pod '{Path('my pods', LCOW.name)}'"
+    assert run("init", "my pods").error.startswith(
+        f"uvm: error: init: {Path('my pods', LCOW.name)} and {Path('my pods', WCOW.name)} exist; nothing"
+    )
+
+
 def test_they_are_overwritten_if_that_is_asked_for(run: Run, tmp_path: Path) -> None:
     (tmp_path / LCOW.name).write_text("mine")
     assert run("init", "--force", tmp_path).status == 0

@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if COMPLETING in os.environ:
         complete(parser)
     given = parser.parse_args(arguments)
+    if given.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     # What a command needs is loaded when it runs, so that --help is there at once.
     command = import_module(f"uvm.cli.{given.module or given.command}")
     try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from uvm import __version__
 
@@ -19,9 +20,39 @@ T = TypeVar("T")
 _BACKEND = "the backend (the one that runs real VMs on this machine)"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and suggest what is like a wrong word."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print an error, and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message.removeprefix('argument ')} (see: {self.prog} --help)\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse what is given; each parser reports what it does not know itself."""
+        given, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [each for each in self._option_string_actions if each.startswith("--")]
+            self.error(f"{unknown[0]} is unknown here{_suggest(unknown[0].partition('=')[0], options)}")
+        return given, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            allowed = [*action.choices]
+            instead = _suggest(value, allowed) or f"; there are {', '.join(allowed)}"
+            raise argparse.ArgumentError(action, f"there is no {value!r}{instead}")
+
+
+def _suggest(word: str, words: Sequence[str]) -> str:
+    """Return what to add to an error about a wrong word; nothing if no word is like it."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, words, 2)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="uvm",
         description="Utility VMs: run a command or a shell in one, run a pod on an in-memory host, compare "
         "with recordings of hcsshim.",
@@ -32,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"uvm {__version__}")
     parser.set_defaults(module=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for add in (_add_guest_commands, _add_files, _add_doctor, _add_replay, _add_conform, _add_image):
         add(commands)
     completion = commands.add_parser(
@@ -138,10 +169,17 @@ def _size(text: str) -> int:
 
 @_said
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds > 0:  # nor is nan
-        raise ValueError(f"{text!r} is no number of seconds above 0")
-    return seconds
+    with suppress(ValueError):
+        if (seconds := float(text)) > 0:  # nan is not
+            return seconds
+    raise ValueError(f"{text!r} is no number of seconds above 0")
+
+
+@_said
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 @_said
@@ -167,16 +205,21 @@ def _add_guest_commands(commands: Commands) -> None:
     run = commands.add_parser(
         "run",
         help="run a command in a VM of its own",
+        usage="uvm run [OPTION ...] [--] COMMAND [ARGUMENT ...]",
         description="Boot a Linux VM, run a command in it with the streams, the terminal and the signals of "
         "this one, and end the VM.",
         epilog=status,
     )
+    words = {"nargs": argparse.REMAINDER, "metavar": "COMMAND"}
+    run.add_argument("words", **words, help="the command and its arguments")
     shell = commands.add_parser(
         "shell",
         help="open a shell in a VM of its own",
+        usage="uvm shell [OPTION ...] [COMMAND [ARGUMENT ...]]",
         description="Boot a Linux VM, open a shell in it, and end the VM with it.",
         epilog=status,
     )
+    shell.add_argument("words", **words, help="the shell and its arguments (sh -l)")
     for parser in (run, shell):
         _add_guest_arguments(parser)
     shell.set_defaults(module="run")
@@ -188,7 +231,6 @@ def _add_guest_commands(commands: Commands) -> None:
 def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
     place = "PATH[:GUEST_PATH][:ro]"
     add = parser.add_argument
-    add("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command and its arguments")
     add("--backend", metavar="NAME", help=_BACKEND)
     add(
         "--memory",
@@ -197,7 +239,7 @@ def _add_guest_arguments(parser: argparse.ArgumentParser) -> None:
         default="512M",
         help="of the VM, for instance 2G (512M)",
     )
-    add("--cpus", metavar="COUNT", type=int, default=1, help="of the VM (1)")
+    add("--cpus", metavar="COUNT", type=_count, default=1, help="of the VM (1)")
     add(
         "--disk",
         metavar=place,

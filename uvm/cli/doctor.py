@@ -139,7 +139,7 @@ def examine(backend: str | None = None, where: Mapping[str, Any] | None = None) 
     :raises OptionsError: there is no such backend.
     """
     where = where or {"hcs": hcs.this_machine(), "qemu": qemu.this_machine()}
-    about = [name for name in CHECKS if name == backend] or [*CHECKS]
+    about = [name for name in CHECKS if backend in (name, None)]
     results = {name: run_checks(CHECKS[name], where[name]) for name in about}
     findings = {"Python": _python()}
     for found in _of_this_system(results):

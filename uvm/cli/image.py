@@ -75,8 +75,11 @@ def _prune(terminal: Terminal, given: Namespace) -> None:
     with cache.locked():
         cache.remove_unfinished()
         removed: list[str] = cache.remove_downloads() if given.all else []
-        for image in cache.all()[0 if given.all else 1 :]:
+        images = cache.all()[0 if given.all else 1 :]
+        for image in images:
             done = "removed" if cache.prune(image) else "kept, as VMs or templates use it,"
             terminal.write(f"{done} {image.key[:_KEY_DIGITS]}: {format_size(image.size_bytes)}")
         for name in removed:
             terminal.write(f"removed {name}")
+    if not (images or removed):
+        terminal.write("there is nothing to remove")

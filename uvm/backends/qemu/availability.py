@@ -70,8 +70,8 @@ def _image(environment: Environment) -> Finding:
     try:
         selected = environment.selected()
     except NotSupportedError as e:
-        # It says what to do about it.
-        return Finding("missing", str(e))
+        text, _, remedy = str(e).partition("; ")
+        return Finding("missing", text, remedy)
     return Finding("ok", f"Linux {selected.release}, {selected.python}, {selected.busybox}")
 
 

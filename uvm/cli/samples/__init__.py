@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import Final
@@ -20,14 +21,16 @@ def run(terminal: Terminal, given: Namespace) -> int:
     """
     written = [given.directory / name for name in _SAMPLES]
     if there := [str(path) for path in written if os.path.lexists(path) and not given.force]:
-        raise UsageError(f"init: {', '.join(there)} exists; nothing was written; --force overwrites")
+        verb = "exists" if len(there) == 1 else "exist"
+        raise UsageError(f"init: {' and '.join(there)} {verb}; nothing was written; --force overwrites")
     try:
         given.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"init: {error.filename}: {error.strerror}") from None
     for path in written:
         _write(path, (Path(__file__).parent / path.name).read_bytes())
-    terminal.write(*(f"wrote {path}" for path in written), "", f"Run one, edit it: uvm pod {written[0]}")
+    wrote = (f"wrote {path}" for path in written)
+    terminal.write(*wrote, "", f"Run one, edit it: uvm pod {shlex.quote(str(written[0]))}")
     return 0
 
 
