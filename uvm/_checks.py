@@ -14,7 +14,7 @@ import attrs
 
 from uvm._arguments import are_items
 from uvm._names import HostPath, guid_text
-from uvm._repr import brief
+from uvm._repr import Value, brief
 from uvm.errors import OptionsError, UnknownOptionError
 
 #: Key of an option's metadata: the field's name in hcsshim, dotted if it is nested; absent if it is ours.
@@ -45,7 +45,7 @@ def _checked(cls: type) -> tuple[attrgetter[Any], tuple[Any, ...], tuple[attrs.A
     return attrgetter(*(f.name for f in fields)), tuple(f.default for f in fields), fields
 
 
-class Checked:
+class Checked(Value):
     """The base of options and other values, which check what they are made of."""
 
     __slots__ = ()

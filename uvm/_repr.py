@@ -47,6 +47,15 @@ def brief_call(value: Any) -> str:
     return brief(call_of(value))
 
 
+class Value:
+    """The base of values that are printed as the calls that make them, as far as these are short."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return brief_call(self)
+
+
 def showing(*names: str) -> Callable[[type[T]], type[T]]:
     """Have a class print its name, and attributes of these names, of which collections are counted."""
 

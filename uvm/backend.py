@@ -33,7 +33,7 @@ from uvm._checks import (
     whole,
 )
 from uvm._names import GuestOS, PathFlavour
-from uvm._repr import brief_call, call_of
+from uvm._repr import call_of
 from uvm.errors import ExitStatus
 from uvm.schema.common import V25H1_SERVER
 from uvm.schema.requests import ModificationRequest
@@ -131,14 +131,12 @@ class HostInfo(Checked):
         return ntpath if self.paths == "windows" else posixpath
 
 
-@frozen
+@frozen(repr=False)
 class FileInfo(Checked):
     """What :meth:`HostFiles.stat` returns of a path."""
 
     size: int = field(default=0, metadata=go(None, whole(U64)))
     is_dir: bool = field(default=False, metadata=go(None, flag))
-
-    __repr__ = brief_call
 
 
 class HostFiles(Protocol):

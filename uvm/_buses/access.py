@@ -18,7 +18,7 @@ from uvm._async import Flag, errors_of
 from uvm._buses.link import Link
 from uvm._checks import checked, flag
 from uvm._log import Log
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backend import VM_GROUP, Backend
 from uvm.errors import OptionsError, is_refusal, own
 
@@ -42,8 +42,8 @@ def grant_of(wanted: Grant, *, read_only: bool = True) -> Grant:
     return wanted if wanted == VM_GROUP else checked(wanted, flag, "grant_access, if it is not VM_GROUP,")
 
 
-@frozen
-class HostName:
+@frozen(repr=False)
+class HostName(Value):
     """A path of the host that a caller named.
 
     :ivar path: the path that it leads to, in the caller's spelling, cleaned; it is sent and granted.
@@ -52,8 +52,6 @@ class HostName:
 
     path: str
     names: tuple[str, ...]
-
-    __repr__ = brief_call
 
     @property
     def key(self) -> str:

@@ -16,7 +16,7 @@ from uvm._buses.holds import Hold, released_by_one
 from uvm._buses.lease import Lease, leases_of, released_on_failure
 from uvm._buses.scsi import ScsiBus, ScsiLease
 from uvm._checks import checked, instance, text
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.blockcims import BlockCIMLayer, BlockCIMs, MountedCIMs, volume_path
 from uvm.errors import AlreadyReleasedError
 
@@ -75,8 +75,8 @@ class BlockCIMLease(Lease):
             hold.abandon()
 
 
-@frozen
-class BlockCIMVolume:
+@frozen(repr=False)
+class BlockCIMVolume(Value):
     """Block CIMs that are mounted as a volume.
 
     :ivar volume_guid: the GUID of the volume.
@@ -91,8 +91,6 @@ class BlockCIMVolume:
     cims: tuple[str, ...]
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class BlockCIMBus(Bus):

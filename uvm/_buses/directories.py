@@ -14,7 +14,7 @@ from uvm._buses.vsmb import VSMBBus
 from uvm._checks import checked, flag
 from uvm._names import HostPath, guest_path_key
 from uvm._names import guest_path as clean_guest_path
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.directories import Directories, ShownShare
 from uvm.devices.plan9 import SharedDirectory
 from uvm.errors import NotAttachedError, UVMError
@@ -33,8 +33,8 @@ class SharedLease(Lease):
     guest_path: str
 
 
-@frozen
-class SharedPath:
+@frozen(repr=False)
+class SharedPath(Value):
     """A directory or file of the host, shown at a path of choice in the guest.
 
     :ivar references: how many leases it has.
@@ -46,8 +46,6 @@ class SharedPath:
     read_only: bool
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class DirectoryBus(Bus):

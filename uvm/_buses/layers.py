@@ -13,7 +13,7 @@ from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._checks import checked, text
 from uvm._names import guest_path_key
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.layers import Combination, CombinedLayers, FilterType
 from uvm.schema.common import Layer
 from uvm.schema.template import TemplateRoot
@@ -29,8 +29,8 @@ class CombinedLease(Lease):
     root: str
 
 
-@frozen
-class CombinedRoot:
+@frozen(repr=False)
+class CombinedRoot(Value):
     """A root file system that the guest has combined.
 
     :ivar root: its path in the guest.
@@ -45,8 +45,6 @@ class CombinedRoot:
     container_id: str
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class LayersBus(Bus):

@@ -21,7 +21,7 @@ from uvm._guest.stdio import StreamBrokenError
 from uvm._home import Home
 from uvm._index import Index
 from uvm._log import Log
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import Quarantined, Step
 from uvm.errors import (
     BridgeClosedError,
@@ -43,8 +43,8 @@ T = TypeVar("T")
 _log = Log("uvm")
 
 
-@frozen
-class StuckDevice:
+@frozen(repr=False)
+class StuckDevice(Value):
     r"""What stays on the host without a caller: an orphan, or what may be in a quarantined slot.
 
     :ivar what: the device, such as ``disk C:\a.vhdx``.
@@ -56,8 +56,6 @@ class StuckDevice:
     where: str
     why: str
     since: datetime
-
-    __repr__ = brief_call
 
 
 @define(eq=False, repr=False)

@@ -14,7 +14,7 @@ from uvm._buses.holds import Hold, released_by_one
 from uvm._buses.lease import Lease, all_gone
 from uvm._checks import U32, checked, guid_of, instance, whole
 from uvm._names import guid_key, guid_text
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backend import JSON
 from uvm.devices.network import (
     Adapter,
@@ -100,8 +100,8 @@ class NamespaceLease(Lease):
         return (*self._bus._adapter_holds(self.id), self._hold)
 
 
-@frozen
-class AttachedAdapter:
+@frozen(repr=False)
+class AttachedAdapter(Value):
     """A network adapter of the VM.
 
     :ivar nic_id: its id, a GUID.
@@ -120,8 +120,6 @@ class AttachedAdapter:
     addresses: tuple[str, ...]
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class NetworkBus(Bus):

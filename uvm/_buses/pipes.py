@@ -8,7 +8,7 @@ from uvm._async import opens
 from uvm._buses.context import Bus, Context
 from uvm._buses.lease import Lease
 from uvm._names import HostPath, pipe_key, pipe_path
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.pipes import Pipes
 
 
@@ -22,8 +22,8 @@ class PipeLease(Lease):
     host_path: str
 
 
-@frozen
-class MappedPipe:
+@frozen(repr=False)
+class MappedPipe(Value):
     """A named pipe of the host that the guest sees.
 
     :ivar references: how many leases it has.
@@ -33,8 +33,6 @@ class MappedPipe:
     host_path: str
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class PipeBus(Bus):

@@ -13,7 +13,7 @@ from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.lease import Lease
 from uvm._checks import checked, flag
 from uvm._names import HostPath, text_of
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.plan9 import Plan9Shares, SharedDirectory, check_share
 
 
@@ -33,8 +33,8 @@ class Plan9Lease(Lease):
     files: tuple[str, ...] = ()
 
 
-@frozen
-class Plan9Share:
+@frozen(repr=False)
+class Plan9Share(Value):
     """A directory of the host that a Linux guest has mounted.
 
     :ivar allowed_names: the files that the guest sees; empty for all.
@@ -49,8 +49,6 @@ class Plan9Share:
     allowed_names: tuple[str, ...]
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class Plan9Bus(Bus):

@@ -17,7 +17,7 @@ from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease
 from uvm._checks import checked, flag
 from uvm._names import HostPath, text_of
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import Entry
 from uvm.devices.scsi import (
     Attachments,
@@ -59,8 +59,8 @@ class ScsiLease(Lease):
     guest_path: str = ""
 
 
-@frozen
-class ScsiDisk:
+@frozen(repr=False)
+class ScsiDisk(Value):
     """A disk that is attached.
 
     :ivar host_path: the disk on the host, links resolved; or ``evd://TYPE/PATH``.
@@ -79,8 +79,6 @@ class ScsiDisk:
     mounts: tuple[str, ...]
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class ScsiBus(Bus):

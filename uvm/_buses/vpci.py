@@ -10,7 +10,7 @@ from uvm._buses.holds import Hold
 from uvm._buses.lease import Lease
 from uvm._checks import U16, guid_of, whole
 from uvm._names import pci_function, pci_key
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.vpci import DeviceKey, PciDevice, PciDevices, vmbus_instance_id
 from uvm.errors import OptionsError
 
@@ -34,8 +34,8 @@ class VPCILease(Lease):
         return vmbus_instance_id(self.vmbus_guid)
 
 
-@frozen
-class VPCIDevice:
+@frozen(repr=False)
+class VPCIDevice(Value):
     """A function of a PCI device of the host that is assigned to the VM.
 
     :ivar vmbus_guid: the device on the VM's VMBus.
@@ -48,8 +48,6 @@ class VPCIDevice:
     vmbus_guid: str
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
     @property
     def vmbus_instance_id(self) -> str:

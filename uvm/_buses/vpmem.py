@@ -12,7 +12,7 @@ from uvm._buses.access import Grant, Need, grant_of
 from uvm._buses.context import Bus, Context, on_host
 from uvm._buses.lease import Lease
 from uvm._names import HostPath
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import APPLIED, Device, Entry
 from uvm.devices.slots import page_align
 from uvm.devices.vpmem import Layer, Layers, Mapping, PackedLayers, layer_path
@@ -31,8 +31,8 @@ class VPMemLease(Lease):
     guest_path: str
 
 
-@frozen
-class VPMemLayer:
+@frozen(repr=False)
+class VPMemLayer(Value):
     """A layer that a Linux guest has mounted.
 
     :ivar device: the number of its VPMEM device.
@@ -49,8 +49,6 @@ class VPMemLayer:
     size_bytes: int
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class VPMemBus(Bus):

@@ -14,7 +14,7 @@ from uvm._buses.holds import Hold, HoldState
 from uvm._buses.lease import Lease
 from uvm._checks import checked, flag
 from uvm._names import HostPath
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import Entry
 from uvm.devices.vsmb import (
     Share,
@@ -51,8 +51,8 @@ class VSMBLease(Lease):
         return guest_path(self.name)
 
 
-@frozen
-class VSMBShare:
+@frozen(repr=False)
+class VSMBShare(Value):
     """A directory of the host that a Windows guest sees.
 
     :ivar files: host paths of the files that the guest sees; empty for all of the directory.
@@ -68,8 +68,6 @@ class VSMBShare:
     files: tuple[str, ...]
     references: int
     orphaned: bool = False
-
-    __repr__ = brief_call
 
 
 class VSMBBus(Bus):

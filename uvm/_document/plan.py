@@ -5,77 +5,65 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from uvm._names import GuestOS
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backend import JSON, AccessMask
 from uvm.schema.template import TemplateDocument
 
 
-@frozen
-class CopyFile:
+@frozen(repr=False)
+class CopyFile(Value):
     """Copy a file of the host, and overwrite the target."""
 
     source: str
     target: str
 
-    __repr__ = brief_call
 
-
-@frozen
-class MakeOverlay:
+@frozen(repr=False)
+class MakeOverlay(Value):
     """Make an empty disk over another, which is only read from then on."""
 
     base: str
     target: str
 
-    __repr__ = brief_call
 
-
-@frozen
-class MakeDirectory:
+@frozen(repr=False)
+class MakeDirectory(Value):
     """Make a directory of the host, with its parents."""
 
     path: str
 
-    __repr__ = brief_call
 
-
-@frozen
-class GrantAccess:
+@frozen(repr=False)
+class GrantAccess(Value):
     """Grant this VM, or every VM, access to a host path."""
 
     path: str
     to_vm_group: bool = False
     mask: AccessMask = "read"
 
-    __repr__ = brief_call
 
-
-@frozen
-class SetDiskId:
+@frozen(repr=False)
+class SetDiskId(Value):
     """Set the identifier of a virtual disk file."""
 
     path: str
     disk_id: str
 
-    __repr__ = brief_call
-
 
 Preparation = CopyFile | MakeOverlay | MakeDirectory | GrantAccess | SetDiskId
 
 
-@frozen
-class AssignedDevice:
+@frozen(repr=False)
+class AssignedDevice(Value):
     """A PCI device of the document, and its GUID in the guest."""
 
     instance_path: str
     function: int
     vmbus_guid: str
 
-    __repr__ = brief_call
 
-
-@frozen(kw_only=True)
-class CreationPlan:
+@frozen(kw_only=True, repr=False)
+class CreationPlan(Value):
     """The document of a VM, and what has to be done on the host around its creation.
 
     :ivar document: the JSON object for :meth:`~uvm.backend.Backend.create`. It may hold secrets.
@@ -107,5 +95,3 @@ class CreationPlan:
     temporary_files: tuple[str, ...] = ()
     copies_on_exit: tuple[Preparation, ...] = ()
     restored: TemplateDocument | None = field(default=None, hash=False)
-
-    __repr__ = brief_call

@@ -15,7 +15,7 @@ from uvm._guest.states import ContainerStates
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._home import Home
 from uvm._log import Log
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backend import JSON, System
 from uvm.errors import AnswerLostError, BridgeClosedError, HostError, NotSupportedError, UVMError
 from uvm.hresult import HResult
@@ -35,8 +35,8 @@ _CAPABILITIES: Final = {
 }
 
 
-@frozen
-class GuestFeatures:
+@frozen(repr=False)
+class GuestFeatures(Value):
     """What a guest says that it can do (hcsshim internal/gcs/guestcaps.go).
 
     :ivar signal_process: signals to processes; without it they can only be killed.
@@ -55,8 +55,6 @@ class GuestFeatures:
     host_process_container: bool = False
     log_forwarding: bool = False
     update_container: bool = False
-
-    __repr__ = brief_call
 
     @classmethod
     def of(cls, capabilities: Mapping[str, Any]) -> GuestFeatures:

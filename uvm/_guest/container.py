@@ -58,7 +58,7 @@ from uvm._guest.specs import (
 )
 from uvm._guest.states import Closing
 from uvm._log import Log
-from uvm._repr import brief, brief_call
+from uvm._repr import Value, brief
 from uvm.backend import JSON
 from uvm.errors import (
     AnswerLostError,
@@ -93,8 +93,8 @@ _REPEATS: Final = 2
 _HOW: Final = {"GracefulExit": "as asked", "ForcedExit": "terminated", "UnexpectedExit": "by itself"}
 
 
-@frozen
-class ContainerExit:
+@frozen(repr=False)
+class ContainerExit(Value):
     """How a container ended.
 
     :ivar type: text of the guest's: ``GracefulExit`` if it was asked to end, ``ForcedExit`` if it was
@@ -107,8 +107,6 @@ class ContainerExit:
     type: str
     result: int = 0
     info: str = ""
-
-    __repr__ = brief_call
 
     def __str__(self) -> str:
         how = _HOW.get(self.type, self.type)

@@ -20,7 +20,7 @@ from uvm._checks import checked, flag, optional, seconds, whole
 from uvm._guest.clock import GuestClock
 from uvm._guest.stdio import ProcessInput, ProcessOutput, StreamBrokenError
 from uvm._log import Log
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.errors import (
     BridgeClosedError,
     OptionsError,
@@ -39,8 +39,8 @@ OutputName = Literal["stdout", "stderr"]
 MAX_OUTPUT_BYTES: Final = 16 * 1024 * 1024
 
 
-@frozen
-class CompletedProcess(Generic[AnyStr]):
+@frozen(repr=False)
+class CompletedProcess(Value, Generic[AnyStr]):
     """A process that has exited.
 
     :ivar args: what was run.
@@ -53,8 +53,6 @@ class CompletedProcess(Generic[AnyStr]):
     exit_code: int
     stdout: AnyStr
     stderr: AnyStr
-
-    __repr__ = brief_call
 
 
 class ProcessFailedError(ProcessError):

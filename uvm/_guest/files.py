@@ -32,7 +32,7 @@ from uvm._guest.tar import END, Reader, filling, header
 from uvm._guest.unpack import Unpacking, packed
 from uvm._home import Bound
 from uvm._names import HostPath, guest_path
-from uvm._repr import brief, brief_call
+from uvm._repr import Value, brief
 from uvm.errors import ArchiveError, GuestFileError, OptionsError, OutputLimitError
 
 Args = TypeVarTuple("Args")
@@ -72,8 +72,8 @@ class _Host(Protocol):
     ) -> Awaitable[Process]: ...
 
 
-@frozen
-class GuestFile:
+@frozen(repr=False)
+class GuestFile(Value):
     """A file of a guest, or a directory, or what else is at a path. All of it is what the guest says.
 
     :ivar name: the last part of its path.
@@ -87,8 +87,6 @@ class GuestFile:
     size: int = 0
     mode: int = 0
     modified: datetime | None = None
-
-    __repr__ = brief_call
 
 
 class GuestFiles(Bound):

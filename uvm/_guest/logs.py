@@ -35,7 +35,7 @@ from attrs import frozen
 
 from uvm._guest.quotes import QuoteCleaner, without_quotes
 from uvm._log import Log
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm._wire.frames import parse
 from uvm.backend import BROKEN_STREAM, ByteStream
 from uvm.errors import WireError
@@ -63,8 +63,8 @@ _OTHER_LEVELS: Final = frozenset({"trace", "fatal", "panic"})
 _TURN: Final = 64
 
 
-@frozen
-class LogEntry:
+@frozen(repr=False)
+class LogEntry(Value):
     """One entry of a log.
 
     :ivar level: of :mod:`logging`.
@@ -78,11 +78,9 @@ class LogEntry:
     time: datetime | None
     fields: dict[str, Any]
 
-    __repr__ = brief_call
 
-
-@frozen
-class LogText:
+@frozen(repr=False)
+class LogText(Value):
     """Something in a log that is no entry.
 
     :ivar what: what it is, in words.
@@ -92,8 +90,6 @@ class LogText:
     level: int
     what: str
     text: str
-
-    __repr__ = brief_call
 
 
 class LogParser:

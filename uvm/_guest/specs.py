@@ -22,7 +22,7 @@ from attrs import field, frozen
 from uvm._arguments import kind_of, refuse_twice
 from uvm._checks import checked, flag
 from uvm._names import guest_path_key, guid_text, windows_upper
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm._wire.ports import vsock_service_id
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema.container import CWCOWHostedSystem, HostedSystem
@@ -87,8 +87,8 @@ def _pair(size: Any) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
-@frozen
-class Command:
+@frozen(repr=False)
+class Command(Value):
     """What to run. None leaves the choice to where it runs: the guest's defaults, or the container's own.
 
     :raises OptionsError: the command is no list of strings, or is empty; a name in the environment is no
@@ -104,8 +104,6 @@ class Command:
     size: tuple[int, int] | None = field(default=None, converter=_pair)
     #: What a Windows program gets for its arguments as it is.
     command_line: str | None = None
-
-    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         texts = ("the working directory", self.cwd), ("the user", self.user)

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from uvm._arguments import items_of
 from uvm._checks import checked, each, guid_of, whole
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backend import Backend
 from uvm.errors import HostError, OptionsError, is_refusal
 from uvm.hresult import HResult
@@ -28,8 +28,8 @@ from uvm.schema.requests import (
 _GRACE_SECONDS = 10.0
 
 
-@frozen
-class CPUGroup:
+@frozen(repr=False)
+class CPUGroup(Value):
     """A CPU group of the host, which VMs are moved into (``CpuGroupConfig`` of the HCS schema).
 
     :ivar id: its GUID, which the option ``cpu_group_id`` and ``UtilityVM.set_cpu_group`` take.
@@ -38,8 +38,6 @@ class CPUGroup:
 
     id: str
     processors: tuple[int, ...]
-
-    __repr__ = brief_call
 
 
 async def cpu_groups(backend: Backend) -> tuple[CPUGroup, ...]:

@@ -35,7 +35,7 @@ from uvm._checks import U32, Checked, checked, go, text, whole
 from uvm._guest.specs import bundle_of, check_container_id
 from uvm._guest.states import Deletion
 from uvm._names import HostPath, text_of
-from uvm._repr import brief, brief_call, counted
+from uvm._repr import brief, counted
 from uvm._vm.devices import Devices
 from uvm.devices.blockcims import BlockCIMLayer
 from uvm.devices.scsi import Mount
@@ -47,7 +47,7 @@ from uvm.schema.container import Storage
 L = TypeVar("L", bound=Lease)
 
 
-@frozen
+@frozen(repr=False)
 class LCOWLayer(Checked):
     """A read-only layer of a Linux container.
 
@@ -58,10 +58,8 @@ class LCOWLayer(Checked):
     path: str = field(converter=text_of, metadata=go(None, text))
     partition: int = field(default=0, metadata=go(None, whole(U32)))
 
-    __repr__ = brief_call
 
-
-@frozen
+@frozen(repr=False)
 class WCOWLayer(Checked):
     """A read-only layer of a Windows container.
 
@@ -71,8 +69,6 @@ class WCOWLayer(Checked):
 
     path: str = field(converter=text_of, metadata=go(None, text))
     id: str = field(metadata=go(None, text))
-
-    __repr__ = brief_call
 
 
 async def add_layer(vm: Devices, layer: LCOWLayer, grant_access: Grant) -> VPMemLease | ScsiLease:

@@ -20,7 +20,7 @@ from uvm._buses.scsi import ScsiDisk
 from uvm._buses.vpci import VPCIDevice
 from uvm._buses.vpmem import VPMemLayer
 from uvm._buses.vsmb import VSMBShare
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm._vm.requestsummary import summarize
 from uvm.devices.base import Quarantined
 from uvm.devices.scsi import ScsiSlot
@@ -29,8 +29,8 @@ from uvm.schema.json import to_json
 from uvm.schema.requests import ModificationRequest
 
 
-@frozen
-class UnrevokedAccess:
+@frozen(repr=False)
+class UnrevokedAccess(Value):
     """Access of the VM to a path of the host that no device needs any more, and that could not be revoked.
 
     It is revoked when the VM closes.
@@ -41,11 +41,9 @@ class UnrevokedAccess:
     host_path: str
     why: str
 
-    __repr__ = brief_call
 
-
-@frozen
-class RecentRequest:
+@frozen(repr=False)
+class RecentRequest(Value):
     """A request that a VM has sent to its host or its guest, in a few words and without secrets.
 
     :ivar at: when it was sent, in UTC.
@@ -64,8 +62,6 @@ class RecentRequest:
     settings: tuple[str, ...] = ()
     outcome: str = "ok"
     why: str = ""
-
-    __repr__ = brief_call
 
     @classmethod
     def _of(cls, sent: Sent) -> RecentRequest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backend import System
 from uvm.schema.common import PAGE_BYTES
 from uvm.schema.json import SchemaError, from_json
@@ -17,8 +17,8 @@ from uvm.schema.properties import (
 )
 
 
-@frozen
-class VMMemory:
+@frozen(repr=False)
+class VMMemory(Value):
     """The hypervisor's view of the memory (``VmMemory`` of the HCS schema).
 
     :ivar available: what the guest has left, as HCS counts it (``AvailableMemory``).
@@ -35,11 +35,9 @@ class VMMemory:
     balancing_enabled: bool
     dynamic_operation_in_progress: bool
 
-    __repr__ = brief_call
 
-
-@frozen
-class VMStatistics:
+@frozen(repr=False)
+class VMStatistics(Value):
     """What :meth:`uvm._vm.settings.RuntimeSettings.stats` returns (hcsshim internal/uvm/stats.go).
 
     :ivar processor_runtime_ns: processor time used by the VM since it started.
@@ -53,8 +51,6 @@ class VMStatistics:
     working_set_bytes: int
     virtual_nodes: int
     memory: VMMemory | None
-
-    __repr__ = brief_call
 
 
 async def read_assigned_memory_bytes(system: System) -> int:

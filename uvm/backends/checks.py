@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 
 from attrs import frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.errors import NotSupportedError, UVMError
 
 E = TypeVar("E")
@@ -16,8 +16,8 @@ E = TypeVar("E")
 Status = Literal["ok", "missing", "limited", "unknown"]
 
 
-@frozen
-class Finding:
+@frozen(repr=False)
+class Finding(Value):
     """The result of a check.
 
     :ivar text: what was found.
@@ -28,14 +28,12 @@ class Finding:
     text: str
     remedy: str = ""
 
-    __repr__ = brief_call
-
     def __str__(self) -> str:
         return f"{self.text}; {self.remedy}" if self.remedy else self.text
 
 
-@frozen
-class Check(Generic[E]):
+@frozen(repr=False)
+class Check(Value, Generic[E]):
     """A check of a machine.
 
     :ivar name: its subject, in a word or two.
@@ -45,8 +43,6 @@ class Check(Generic[E]):
     name: str
     probe: Callable[[E], Finding]
     decisive: bool = False
-
-    __repr__ = brief_call
 
     def run(self, environment: E) -> Finding:
         """Run the check; if it fails, the status is ``unknown``."""

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from attrs import define, field, frozen
 
-from uvm._repr import brief_call, showing
+from uvm._repr import Value, showing
 from uvm.devices.slots import Allocator
 from uvm.schema.requests import ModificationRequest, ModifySettingRequest
 
@@ -119,15 +119,13 @@ class Step(NamedTuple):
     undo: Step | None = None
 
 
-@frozen
-class Ok:
+@frozen(repr=False)
+class Ok(Value):
     """The operation was carried out."""
 
-    __repr__ = brief_call
 
-
-@frozen
-class Refused:
+@frozen(repr=False)
+class Refused(Value):
     """A step failed and changed nothing.
 
     :ivar remaining: what is left to send until the device is removed, if it is attached in part now: the
@@ -138,16 +136,12 @@ class Refused:
     error: BaseException
     remaining: tuple[Step, ...] = ()
 
-    __repr__ = brief_call
 
-
-@frozen
-class Unknown:
+@frozen(repr=False)
+class Unknown(Value):
     """What the operation, or its undo, did is unknown: timed out, connection lost, cancelled."""
 
     error: BaseException
-
-    __repr__ = brief_call
 
 
 OK: Final = Ok()
@@ -285,8 +279,8 @@ class Operation(Generic[K, M, S, W]):
         return value
 
 
-@frozen
-class Quarantined(Generic[K_co, S_co]):
+@frozen(repr=False)
+class Quarantined(Value, Generic[K_co, S_co]):
     """A slot that is withheld, since what is in it is unknown. What it depends on stays held.
 
     :ivar operation: the kind of operation whose outcome is unknown.
@@ -298,8 +292,6 @@ class Quarantined(Generic[K_co, S_co]):
     operation: Kind
     value: object
     cause: BaseException = field(eq=False)
-
-    __repr__ = brief_call
 
 
 class Change(Generic[K, M, S, W, P]):
@@ -398,8 +390,8 @@ class Device(Generic[K, M, S, W]):
         self._slots.load(state)
 
 
-@frozen
-class EntryState(Generic[K_co, M_co, S_co, W_co]):
+@frozen(repr=False)
+class EntryState(Value, Generic[K_co, M_co, S_co, W_co]):
     """One key, in a :class:`LedgerState`."""
 
     key: K_co
@@ -411,8 +403,6 @@ class EntryState(Generic[K_co, M_co, S_co, W_co]):
     doubtful: bool = False
     owed: tuple[M_co, ...] = ()
     names: tuple[tuple[tuple[Hashable, Hashable], M_co], ...] = ()
-
-    __repr__ = brief_call
 
 
 @showing("entries", "quarantined")

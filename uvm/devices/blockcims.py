@@ -21,7 +21,7 @@ from attrs import field, frozen
 from uvm._arguments import items_of
 from uvm._checks import Checked, check_fields, each, go, instance, items_or_value, optional, text
 from uvm._names import guid_key, text_of
-from uvm._repr import brief_call, counted
+from uvm._repr import Value, counted
 from uvm.devices.base import REMOVE, Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, Named
 from uvm.errors import OptionsError
@@ -34,7 +34,7 @@ _PARENTS, _MERGED, _TYPE = "parentCimPaths=", "mergedCIMPath=", "blockCIMType="
 _TYPES: Final = ("device", "file")
 
 
-@frozen
+@frozen(repr=False)
 class BlockCIM(Checked):
     """An image (CIM) on a disk of the host.
 
@@ -45,15 +45,13 @@ class BlockCIM(Checked):
     disk_path: str = field(converter=text_of, metadata=go("BlockPath", text))
     name: str = field(metadata=go("CimName", text))
 
-    __repr__ = brief_call
-
     @classmethod
     def of(cls, cim_path: str) -> BlockCIM:
         """Return the image at a path such as containerd's: that of its disk, and its name."""
         return cls(*ntpath.split(cim_path))
 
 
-@frozen
+@frozen(repr=False)
 class BlockCIMLayer(Checked):
     """All read-only layers of a Windows container, as images on disks.
 
@@ -63,8 +61,6 @@ class BlockCIMLayer(Checked):
 
     cims: tuple[BlockCIM, ...] = field(converter=items_or_value, metadata=go(None, each(instance(BlockCIM))))
     merged: BlockCIM | None = field(default=None, metadata=go(None, optional(instance(BlockCIM))))
-
-    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -115,8 +111,8 @@ def volume_path(volume_guid: str) -> str:
     return f"\\\\?\\Volume{{{volume_guid}}}\\"
 
 
-@frozen
-class MountedCIMs:
+@frozen(repr=False)
+class MountedCIMs(Value):
     """What is to be mounted as a volume; equal to the same images, whichever the volume and the container.
 
     :ivar cims: each image: the key of its disk, and its name.
@@ -128,8 +124,6 @@ class MountedCIMs:
     luns: tuple[int, ...] = field(eq=False)
     volume_guid: str = field(eq=False)
     container_id: str = field(eq=False)
-
-    __repr__ = brief_call
 
 
 class BlockCIMs(Named[str, MountedCIMs, MountedCIMs], FirstComeDevice[str, MountedCIMs, str]):

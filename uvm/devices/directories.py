@@ -11,23 +11,21 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
 from uvm.schema import guest
 from uvm.schema.container import MappedDirectory
 
 
-@frozen
-class ShownShare:
+@frozen(repr=False)
+class ShownShare(Value):
     """A share that is shown at a path of the guest; equal to the same share with paths spelled otherwise."""
 
     share_path: str
     read_only: bool
     host_path: str = field(eq=False)
     guest_path: str = field(eq=False)
-
-    __repr__ = brief_call
 
 
 class Directories(NamedByKey[ShownShare, ShownShare], FirstComeDevice[str, ShownShare, str]):

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, get_args
 from attrs import evolve, field, frozen
 
 from uvm._names import GuestOS, guest_path, guest_path_key, guid_key, guid_text
-from uvm._repr import brief_call, counted
+from uvm._repr import Value, counted
 from uvm.devices.base import REMOVE, Operation, Step, in_guest
 from uvm.devices.kinds import FirstComeDevice, NamedByKey
 from uvm.errors import OptionsError
@@ -26,8 +26,8 @@ from uvm.schema.common import Layer
 FilterType: TypeAlias = Literal["", "WCIFS", "UnionFS"]
 
 
-@frozen
-class Combination:
+@frozen(repr=False)
+class Combination(Value):
     """What makes a container's root file system. Two are equal whatever the spelling of their paths.
 
     :ivar root: the path of the root.
@@ -44,8 +44,6 @@ class Combination:
     container_id: str
     filter_type: str
     places: tuple[str, ...]
-
-    __repr__ = brief_call
 
     @classmethod
     def of(

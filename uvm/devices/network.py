@@ -27,7 +27,7 @@ from typing import NamedTuple, TypeAlias
 from attrs import frozen
 
 from uvm._names import GuestOS, guid_key, guid_text
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, Named, NamedByKey
 from uvm.errors import OptionsError
@@ -82,14 +82,12 @@ def adapter_key(namespace_id: str, endpoint_id: str) -> AdapterKey:
     return AdapterKey(guid_key(namespace_id), guid_key(endpoint_id))
 
 
-@frozen
-class Adapter:
+@frozen(repr=False)
+class Adapter(Value):
     """A network adapter to be: its id and the endpoint that it connects to."""
 
     nic_id: str
     endpoint: HostComputeEndpoint
-
-    __repr__ = brief_call
 
     def on_host(self, iov: IovSettings | None = None) -> NetworkAdapter:
         """Return the adapter as the host has it."""
@@ -106,13 +104,11 @@ class Adapter:
         return cls(guid_text(nic_id), endpoint.replaced(**ids))
 
 
-@frozen
-class GuestAdapter:
+@frozen(repr=False)
+class GuestAdapter(Value):
     """An adapter to be in a Linux guest alone: its configuration, which names it and its namespace."""
 
     settings: guest.LCOWNetworkAdapter
-
-    __repr__ = brief_call
 
     @property
     def nic_id(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from uvm._names import HostPath, guest_path
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
 from uvm.devices.slots import Numbers
@@ -34,8 +34,8 @@ def _cleaned(path: HostPath) -> str:
     return guest_path(path, "linux")
 
 
-@frozen
-class SharedDirectory:
+@frozen(repr=False)
+class SharedDirectory(Value):
     """A directory to be shared.
 
     :ivar path: the host path.
@@ -48,8 +48,6 @@ class SharedDirectory:
     read_only: bool = False
     restrict: bool = False
     allowed_files: tuple[str, ...] = ()
-
-    __repr__ = brief_call
 
 
 def check_share(build: int, separator: str, share: SharedDirectory) -> None:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from attrs import field, frozen
 
 from uvm._names import GuestOS, guid_key, guid_text, pci_key
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import REMOVE, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice, Named
 from uvm.errors import OptionsError
@@ -38,15 +38,13 @@ class DeviceKey(NamedTuple):
     function: int = 0
 
 
-@frozen
-class PciDevice:
+@frozen(repr=False)
+class PciDevice(Value):
     """A function of a PCI device as it is sent; the GUID is the one that it has on the VM's VMBus."""
 
     instance_path: str
     function: int
     vmbus_guid: str = field(converter=guid_text)
-
-    __repr__ = brief_call
 
     @property
     def key(self) -> DeviceKey:

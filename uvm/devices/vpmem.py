@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from attrs import Factory, define, frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import ADD, REMOVE, Entry, Operation, Step, in_guest, on_host
 from uvm.devices.kinds import FirstComeDevice
 from uvm.devices.slots import LARGEST_REGION_BYTES, Regions, Slots, page_align
@@ -36,14 +36,12 @@ MAPPINGS_PER_DEVICE = 1024
 _IMAGE_FORMAT = "Vhd1"
 
 
-@frozen
-class Layer:
+@frozen(repr=False)
+class Layer(Value):
     """The file of a layer: its host path as it is sent, and its size."""
 
     path: str
     size_bytes: int
-
-    __repr__ = brief_call
 
 
 def _check_size(path: str, size_bytes: int, most_bytes: int) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from attrs import evolve, field, frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.devices.base import REMOVE, Device, Entry, Operation, Step, on_host
 from uvm.devices.slots import Numbers
 from uvm.schema.common import V19H1, V20H2
@@ -46,8 +46,8 @@ class ShareKey(NamedTuple):
     is_directory: bool
 
 
-@frozen
-class SharedFile:
+@frozen(repr=False)
+class SharedFile(Value):
     """A file of the host by the key of its path; equal however the path is spelled.
 
     :ivar path: what is sent.
@@ -56,11 +56,9 @@ class SharedFile:
     key: str
     path: str = field(eq=False)
 
-    __repr__ = brief_call
 
-
-@frozen
-class ShareMember:
+@frozen(repr=False)
+class ShareMember(Value):
     """What one ticket wants of a share.
 
     :ivar directory: its host path, as it is sent.
@@ -72,11 +70,9 @@ class ShareMember:
     file: SharedFile | None
     options: VirtualSmbShareOptions
 
-    __repr__ = brief_call
 
-
-@frozen
-class Share:
+@frozen(repr=False)
+class Share(Value):
     """A share as the host has it.
 
     :ivar files: the allowed files, in the order in which they were asked for.
@@ -85,8 +81,6 @@ class Share:
     directory: str
     options: VirtualSmbShareOptions
     files: tuple[SharedFile, ...] = ()
-
-    __repr__ = brief_call
 
     def settings(self, name: str) -> VirtualSmbShare:
         """Return it as it is sent."""

@@ -13,7 +13,7 @@ from typing import Final
 from attrs import frozen
 
 from uvm._checks import I32
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.options import annotationvalues as values
 from uvm.options.annotations import DISABLE_GMSA, HOST_PROCESS, expanded_annotations
 from uvm.options.annotationvalues import Reader
@@ -22,8 +22,8 @@ from uvm.options.wcow import RegistryValue
 _DUMP_TYPES: Final = {"mini": 1, "full": 2}
 
 
-@frozen(kw_only=True)
-class ContainerAnnotations:
+@frozen(kw_only=True, repr=False)
+class ContainerAnnotations(Value):
     r"""What annotations say of a container; what they leave open is 0, empty or False.
 
     :ivar memory_mb: its memory, instead of that of its resources.
@@ -58,8 +58,6 @@ class ContainerAnnotations:
     host_process: bool = False
     inherit_user: bool = False
     host_process_root: str = ""
-
-    __repr__ = brief_call
 
 
 def _dump_type(text: str) -> int:

@@ -25,7 +25,6 @@ from uvm._checks import (
     whole,
 )
 from uvm._names import pci_function, pci_key
-from uvm._repr import brief_call
 from uvm.errors import OptionsError
 from uvm.options.common import NUMA, Options, check_policy, decode_policy, together
 from uvm.schema.common import GIB, PAGE_BYTES
@@ -36,7 +35,7 @@ GCS_COMMAND = "/bin/gcs -v4 -log-format json -loglevel {}"
 LARGEST_VPMEM_BYTES = 4 * GIB
 
 
-@frozen
+@frozen(repr=False)
 class PCIDevice(Checked):
     """A PCI device of the host: its instance path, and which of its virtual functions.
 
@@ -45,8 +44,6 @@ class PCIDevice(Checked):
 
     instance_path: str = field(metadata=go("deviceInstanceID", text))
     function: int = field(default=0, metadata=go("virtualFunctionIndex", whole(U16)))
-
-    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()

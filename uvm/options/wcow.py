@@ -25,7 +25,6 @@ from uvm._checks import (
     without_mark,
 )
 from uvm._names import HostPath, windows_upper
-from uvm._repr import brief_call
 from uvm.errors import OptionsError
 from uvm.options.common import Options, check_policy, decode_policy, together
 
@@ -36,7 +35,7 @@ def _paths(values: Iterable[HostPath]) -> tuple[str, ...]:
     return tuple(map(path, given)) if isinstance(given, tuple) else given
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class VmbFSBootFiles(Checked):
     """Boot from a directory of the host; of an image, :class:`LayerBootFiles` find it.
 
@@ -49,10 +48,8 @@ class VmbFSBootFiles(Checked):
     os_relative_boot_directory: str = field(converter=path, metadata=go("OSRelativeBootDirPath", text))
     scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
 
-    __repr__ = brief_call
 
-
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class BlockCIMBootFiles(Checked):
     """Boot from disks, for confidential VMs.
 
@@ -65,8 +62,6 @@ class BlockCIMBootFiles(Checked):
     boot_cim_vhd_path: str = field(default="", converter=path, metadata=go("BootCIMVHDPath", text))
     efi_vhd_path: str = field(default="", converter=path, metadata=go("EFIVHDPath", text))
     scratch_vhd_path: str = field(converter=path, metadata=go("ScratchVHDPath", text))
-
-    __repr__ = brief_call
 
     @classmethod
     def of_layer(cls, cim_vhd_path: HostPath, scratch_directory: HostPath) -> BlockCIMBootFiles:
@@ -82,7 +77,7 @@ class BlockCIMBootFiles(Checked):
         )
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class LayerBootFiles(Checked):
     r"""Boot from the layers of an image: from the top-most one with a ``UtilityVM`` directory.
 
@@ -93,8 +88,6 @@ class LayerBootFiles(Checked):
 
     layers: tuple[str, ...] = field(converter=_paths, metadata=go(None, each(text)))
     scratch_directory: str = field(converter=path, metadata=go(None, text))
-
-    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         check_fields(self)
@@ -115,7 +108,7 @@ _TYPES_OF_VALUES = {
 }
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class RegistryValue(Checked):
     """A value to set in the guest's registry before it boots; ``type`` selects the value in use.
 
@@ -133,8 +126,6 @@ class RegistryValue(Checked):
     dword_value: int = field(default=0, metadata=go("DWordValue", whole(I32, -I32 - 1)))
     qword_value: int = field(default=0, metadata=go("QWordValue", whole(I32, -I32 - 1)))
     custom_type: int = field(default=0, metadata=go("CustomType", whole(I32, -I32 - 1)))
-
-    __repr__ = brief_call
 
     def __attrs_post_init__(self) -> None:
         given = check_fields(self)

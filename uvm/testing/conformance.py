@@ -15,7 +15,7 @@ from typing import Any
 from attrs import Factory, define, frozen
 
 from uvm._document import files_to_stat, plan_creation
-from uvm._repr import brief_call, described
+from uvm._repr import Value, described
 from uvm.backend import FileInfo
 from uvm.backends.fake import FakeBackend
 from uvm.errors import UVMError
@@ -26,8 +26,8 @@ from uvm.testing.replay import OWNER, VM_ID, Replay, StepResult, host_of
 BOOT_FILE_BYTES = 1 << 20
 
 
-@frozen
-class CaseResult:
+@frozen(repr=False)
+class CaseResult(Value):
     """The result of a case.
 
     :ivar difference: lines that say what differs; empty if nothing does.
@@ -35,8 +35,6 @@ class CaseResult:
 
     name: str
     difference: tuple[str, ...] = ()
-
-    __repr__ = brief_call
 
 
 def load_cases(text: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from attrs import Factory, define, evolve, field, fields, frozen
 from uvm._buses.lease import Lease
 from uvm._document.plan import CreationPlan
 from uvm._names import GuestOS
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm._vm.vm import UtilityVM
 from uvm.backend import HCS_CONCURRENCY, HostInfo
 from uvm.backends.fake import Checks, FakeBackend
@@ -52,8 +52,8 @@ class ScriptError(ValueError):
     """A script that cannot be carried out as written."""
 
 
-@frozen
-class StepResult:
+@frozen(repr=False)
+class StepResult(Value):
     """The requests and results of one operation.
 
     :ivar requests: each with ``to`` (host, guest or grant) and ``doc``.
@@ -63,8 +63,6 @@ class StepResult:
     requests: list[dict[str, Any]] = Factory(list)
     values: dict[str, Any] = Factory(dict)
     error: str | None = None
-
-    __repr__ = brief_call
 
     @classmethod
     def of_recorded(cls, step: Mapping[str, Any]) -> StepResult:

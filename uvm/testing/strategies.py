@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from uvm._buses.lease import Releasable
 from uvm._names import GuestOS
-from uvm._repr import brief_call, call_of
+from uvm._repr import Value, call_of
 from uvm._vm.vm import UtilityVM
 from uvm.backends.fake import FakeBackend
 from uvm.backends.fake.rules import Rule
@@ -214,8 +214,8 @@ _KINDS: Final[Mapping[GuestOS, tuple[StepKind, ...]]] = {
 }
 
 
-@frozen
-class DeviceStep:
+@frozen(repr=False)
+class DeviceStep(Value):
     """A step of a script.
 
     :ivar kind: what is attached; with ``release`` what was attached before is released.
@@ -225,8 +225,6 @@ class DeviceStep:
 
     kind: StepKind
     number: int
-
-    __repr__ = brief_call
 
     @property
     def path(self) -> str:
@@ -257,13 +255,11 @@ class DeviceStep:
         return next(place for place in places if place not in taken)
 
 
-@frozen
-class DeviceScript:
+@frozen(repr=False)
+class DeviceScript(Value):
     """Devices that are attached and released, one after the other."""
 
     steps: tuple[DeviceStep, ...]
-
-    __repr__ = brief_call
 
     def prepare(self, backend: FakeBackend) -> None:
         """Put the files and directories on the host."""

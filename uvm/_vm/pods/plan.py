@@ -31,7 +31,7 @@ from attrs import frozen
 from uvm._arguments import kind_of, refuse_twice
 from uvm._guest.specs import Command, check_text, part
 from uvm._names import GuestOS, guest_path_key, pci_function, pci_key
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backend import JSON
 from uvm.devices.scsi import DiskType, Mount
 from uvm.errors import OptionsError
@@ -179,8 +179,8 @@ class ContainerPlan(Protocol):
 # Reading a specification.
 
 
-@frozen
-class OCIMount:
+@frozen(repr=False)
+class OCIMount(Value):
     """A mount of a specification, with its place in the list of mounts."""
 
     index: int
@@ -188,8 +188,6 @@ class OCIMount:
     source: str
     destination: str
     options: tuple[str, ...]
-
-    __repr__ = brief_call
 
     def __str__(self) -> str:
         return f"mounts[{self.index}] at {self.destination!r}"

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from attrs import define, field
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backends.requests.request import copy_json
 from uvm.errors import HostError
 from uvm.hresult import HResult
@@ -18,8 +18,8 @@ T = TypeVar("T")
 To = Literal["grant", "revoke", "host", "guest", "lifecycle", "network", "query"]
 
 
-@define
-class Call:
+@define(repr=False)
+class Call(Value):
     """One call. It belongs to the request log: do not change it, nor its document.
 
     :ivar seq: the number of the call, from 1, over all VMs of a backend.
@@ -37,8 +37,6 @@ class Call:
     document: Any = field(default=None, repr=False)
     resource: str = ""
     request_type: str = ""
-
-    __repr__ = brief_call
 
     def __str__(self) -> str:
         words = (self.operation, self.request_type, self.resource)

@@ -12,7 +12,6 @@ from attrs.converters import optional
 
 from uvm._arguments import are_items
 from uvm._checks import Checked, choice, go, similar, text
-from uvm._repr import brief_call
 from uvm._wire.frames import Procedure, procedure_name
 from uvm.backends.fake.calls import Call, To
 from uvm.errors import OptionsError
@@ -65,7 +64,7 @@ def _to(targets: tuple[Any, ...] | None) -> str | None:
     return f"one or several of {', '.join(known)}" if unknown else None
 
 
-@frozen
+@frozen(repr=False)
 class Filter(Checked):
     """Which calls are meant: those that have all that is not None; `resource` may hold ``*`` and ``?``."""
 
@@ -74,8 +73,6 @@ class Filter(Checked):
     operation: str | None = field(default=None, metadata=go(None, text))
     resource: str | None = field(default=None, metadata=go(None, text))
     request_type: str | None = field(default=None, metadata=go(None, choice(ADD, REMOVE, PRE_ADD, UPDATE)))
-
-    __repr__ = brief_call
 
     def check_fits_any(self, calls: Mapping[To, Sequence[str]] = OPERATIONS) -> None:
         """Refuse a filter that no call can fit.

@@ -11,7 +11,7 @@ import anyio
 from attrs import define
 
 from uvm._checks import checked, choice, number
-from uvm._repr import brief_call, showing
+from uvm._repr import Value, showing
 from uvm.backends.fake.calls import Call, To
 from uvm.backends.fake.filters import Filter
 from uvm.errors import RefusedError, UnknownOutcomeError
@@ -28,8 +28,8 @@ _AT_LEAST_ONE: Final = number("a whole number: a request log keeps one entry at 
 _WIDTH: Final = 400
 
 
-@define(eq=False)
-class Entry:
+@define(eq=False, repr=False)
+class Entry(Value):
     """A call, and its outcome once that is known.
 
     :ivar code: the result code of a refusal.
@@ -41,8 +41,6 @@ class Entry:
     code: int | None = None
     error: str = ""
     applied: bool = False
-
-    __repr__ = brief_call
 
     @property
     def seq(self) -> int:

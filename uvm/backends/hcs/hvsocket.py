@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 from attrs import frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backends.hcs import winsock
 from uvm.backends.hcs.pipes import NamedPipes
 from uvm.backends.hcs.sockets import SocketListener, Sockets
@@ -42,8 +42,8 @@ _WILDCARDS: Final = {
 }
 
 
-@frozen
-class AddressFamily:
+@frozen(repr=False)
+class AddressFamily(Value):
     """A family of sockets, and its addresses.
 
     :ivar address: returns the address in the form of the standard library.
@@ -54,8 +54,6 @@ class AddressFamily:
     protocol: int
     address: Callable[[UUID, UUID], tuple[str, str | int]]
     raw_address: Callable[[UUID, UUID], bytes]
-
-    __repr__ = brief_call
 
 
 def _hyperv_address(vm_id: UUID, service_id: UUID) -> tuple[str, str | int]:

@@ -30,7 +30,7 @@ from typing import Final, Literal
 
 from attrs import frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.errors import NotSupportedError, OptionsError
 from uvm.schema import devices, system
 
@@ -55,7 +55,7 @@ _NOT_HERE: Final = re.compile(r"pci=off|8250_core\.nr_uarts=\d+|initcall_blackli
 
 
 @frozen(repr=False)
-class Launch:
+class Launch(Value):
     """The facts of one start of QEMU.
 
     :ivar name: the id of the compute system.
@@ -90,8 +90,6 @@ class Launch:
     as_root: bool = False
     root_ports: int = 8
     share_slots: int = 8
-
-    __repr__ = brief_call
 
 
 def check_document(document: system.VirtualMachine) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backend import JSON, HostInfo
 from uvm.backends.qemu.vm import VM
 from uvm.errors import HostError
@@ -35,7 +35,7 @@ _BLOCK_BYTES: Final = 8192
 
 
 @frozen(repr=False)
-class Usage:
+class Usage(Value):
     """What a process has used, in seconds and bytes.
 
     :ivar running_seconds: how long it has run.
@@ -46,8 +46,6 @@ class Usage:
     running_seconds: float
     resident_bytes: int
     peak_bytes: int
-
-    __repr__ = brief_call
 
     @classmethod
     def of(cls, pid: int, proc: str = "/proc") -> Usage:

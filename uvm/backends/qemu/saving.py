@@ -38,7 +38,7 @@ import anyio
 import anyio.to_thread
 from attrs import asdict, define, field, frozen
 
-from uvm._repr import brief_call, showing
+from uvm._repr import Value, showing
 from uvm.backend import JSON
 from uvm.backends.qemu.commandline import Acceleration
 from uvm.backends.qemu.devices.tree import DeviceTree
@@ -158,7 +158,7 @@ class SavedVM:
 
 
 @frozen(repr=False)
-class Build:
+class Build(Value):
     """What a saved state fits: it is loaded by the same, or not at all.
 
     :ivar qemu: QEMU's version, and its package.
@@ -178,8 +178,6 @@ class Build:
     memory_mb: int
     processors: int
 
-    __repr__ = brief_call
-
     def as_json(self) -> JSON:
         """Return it as a JSON object."""
         return asdict(self)
@@ -195,7 +193,7 @@ def check_saveable(vm: Monitor, devices: DeviceTree) -> None:
 
 
 @frozen(repr=False)
-class Boot:
+class Boot(Value):
     """What a VM was started with.
 
     :ivar kernel: the path of the kernel, and of the initramfs; empty for none.
@@ -204,8 +202,6 @@ class Boot:
     acceleration: Acceleration
     kernel: str
     initrd: str
-
-    __repr__ = brief_call
 
 
 async def build_of(vm: Monitor, boot: Boot, qemu: JSON, devices: DeviceTree) -> Build:

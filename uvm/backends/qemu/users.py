@@ -42,7 +42,7 @@ from typing import Final
 from attrs import define, frozen
 
 from uvm._log import Log
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backends.qemu.locks import keep, release, try_lock
 from uvm.errors import HostError, NotSupportedError, OptionsError
 from uvm.hresult import HResult
@@ -60,7 +60,7 @@ _log = Log("uvm")
 
 
 @frozen(repr=False)
-class Identity:
+class Identity(Value):
     """A user, and its only group. Root is that of a user namespace: it stays what it is outside.
 
     :ivar groups: the groups that it is in besides.
@@ -69,8 +69,6 @@ class Identity:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
-
-    __repr__ = brief_call
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import anyio
 from attrs import frozen
 
 from uvm._arguments import kind_of
-from uvm._repr import brief_call, described
+from uvm._repr import Value, described
 from uvm.backend import Backend
 from uvm.backends import backend_factory
 from uvm.backends.fake import FakeBackend
@@ -26,8 +26,8 @@ from uvm.testing.backends.scenario import Scenario
 MakeRig = Callable[[], AbstractAsyncContextManager[Rig]]
 
 
-@frozen
-class Played:
+@frozen(repr=False)
+class Played(Value):
     """What became of a scenario.
 
     :ivar outcome: ``holds``, ``fails``, or ``skipped`` since the rig lacks something.
@@ -37,8 +37,6 @@ class Played:
     scenario: Scenario
     outcome: Literal["holds", "fails", "skipped"]
     why: str = ""
-
-    __repr__ = brief_call
 
 
 def play_all(make_rig: MakeRig, scenarios: Iterable[Scenario], *, loop: str = "asyncio") -> Iterator[Played]:

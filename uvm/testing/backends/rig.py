@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from attrs import Factory, frozen
 
-from uvm._repr import brief_call, showing
+from uvm._repr import Value, showing
 from uvm._vm.vm import UtilityVM
 from uvm.backend import JSON, Backend, ByteStream
 from uvm.errors import NotSupportedError
@@ -116,8 +116,8 @@ class HeldCalls(Protocol):
         """Stop parking calls, and let the waiting ones proceed."""
 
 
-@frozen
-class Network:
+@frozen(repr=False)
+class Network(Value):
     """A network namespace of the host.
 
     :ivar endpoints: the HCN documents of its endpoints; each has an ``ID`` and a ``Name``.
@@ -127,8 +127,6 @@ class Network:
     id: str
     endpoints: tuple[JSON, ...]
     host_network: str
-
-    __repr__ = brief_call
 
 
 @showing("controls")
@@ -230,8 +228,8 @@ class Host:
         raise NotSupportedError(f"{type(self).__name__} cannot compare")
 
 
-@frozen
-class Rig:
+@frozen(repr=False)
+class Rig(Value):
     """A backend under test, entered, and the means of a scenario. Make a new one for each scenario.
 
     :ivar backend: the backend.
@@ -253,8 +251,6 @@ class Rig:
     timeout_seconds: float = 30.0
     grace_seconds: float = 0.5
     run: str = Factory(new_run)
-
-    __repr__ = brief_call
 
     def own(self, name: str) -> str:
         """Return an id, or an owner, that only systems of this rig have."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from attrs import Factory, frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.backends.fake.guest.programs import FakeProcess
 from uvm.backends.fake.guest.stdio import ProcessInput, ProcessOutput, Terminal
 from uvm.backends.fake.streams import FakeStream
@@ -17,8 +17,8 @@ from uvm.schema.process import ProcessParameters
 V = TypeVar("V")
 
 
-@frozen
-class Command:
+@frozen(repr=False)
+class Command(Value):
     """A command to run."""
 
     args: tuple[str, ...]
@@ -26,8 +26,6 @@ class Command:
     cwd: str = "/"
     user: str = ""
     terminal: Terminal | None = None
-
-    __repr__ = brief_call
 
 
 def asked_streams(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 from attrs import define, evolve, field
 
 from uvm._names import GuestOS, guest_path_key
-from uvm._repr import brief_call, showing
+from uvm._repr import Value, showing
 from uvm.backend import JSON
 from uvm.backends.fake.devices import request as devices
 from uvm.backends.fake.host import Checks
@@ -25,8 +25,8 @@ T = TypeVar("T")
 Device: TypeAlias = devices.Device[Any]
 
 
-@define
-class Mount:
+@define(repr=False)
+class Mount(Value):
     """A mount in a guest.
 
     :ivar kind: ``blockdev`` is a link to a disk's device node, ``directory`` a mapped directory.
@@ -38,8 +38,6 @@ class Mount:
     device: Device | None = None
     read_only: bool = False
     layers: tuple[str, ...] = ()
-
-    __repr__ = brief_call
 
     def __str__(self) -> str:
         return f"{self.device or self.kind} at {self.path}"

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from attrs import frozen
 
-from uvm._repr import brief_call
+from uvm._repr import Value
 from uvm.errors import UVMError
 
 ImageFormat = Literal["raw", "vhd", "vhdx", "qcow2"]
@@ -24,7 +24,7 @@ class ImageError(UVMError):
 
 
 @frozen(repr=False)
-class Image:
+class Image(Value):
     """What the header of a disk image says.
 
     :ivar size_bytes: the size of the disk.
@@ -42,8 +42,6 @@ class Image:
     backing_format: str = ""
     data_file: str | None = None
     identifiers: tuple[int, ...] = ()
-
-    __repr__ = brief_call
 
 
 def exactly(read: Read, offset: int, length: int, what: str) -> bytes:
