@@ -13,8 +13,6 @@ from uvm import __version__
 if TYPE_CHECKING:
     from uvm.cli.attachments import Attachment
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
 T = TypeVar("T")
 
 _BACKEND = "the backend (the one that runs real VMs on this machine)"
@@ -48,6 +46,10 @@ def _suggest(word: str, words: Sequence[str]) -> str:
 
     close = get_close_matches(word, words, 2)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[_Parser]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -210,8 +212,8 @@ def _add_guest_commands(commands: Commands) -> None:
         "this one, and end the VM.",
         epilog=status,
     )
-    words = {"nargs": argparse.REMAINDER, "metavar": "COMMAND"}
-    run.add_argument("words", **words, help="the command and its arguments")
+    words: dict[str, Any] = {"nargs": argparse.REMAINDER, "metavar": "COMMAND"}
+    run.add_argument("words", help="the command and its arguments", **words)
     shell = commands.add_parser(
         "shell",
         help="open a shell in a VM of its own",
@@ -219,7 +221,7 @@ def _add_guest_commands(commands: Commands) -> None:
         description="Boot a Linux VM, open a shell in it, and end the VM with it.",
         epilog=status,
     )
-    shell.add_argument("words", **words, help="the shell and its arguments (sh -l)")
+    shell.add_argument("words", help="the shell and its arguments (sh -l)", **words)
     for parser in (run, shell):
         _add_guest_arguments(parser)
     shell.set_defaults(module="run")
