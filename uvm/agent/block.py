@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from uvm.agent.attempts import attempts
 from uvm.agent.modules import Modules
 from uvm.agent.refused import Refused
 
@@ -26,8 +26,7 @@ VPMEM_CONTROLLER: Final = 4
 
 #: How long a disk that the host has attached may take to appear, in seconds.
 APPEARS_SECONDS: Final = 10.0
-#: Many may look at the same time, so the pauses grow.
-_PAUSE_SECONDS: Final = 0.005
+#: Many may look at the same time.
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 
 
@@ -115,8 +114,7 @@ class Disks:
 
     def _wait(self, place: _Place, partition: int, seconds: float) -> str:
         self._modules.need("virtio_scsi", "sd_mod")
-        until, pause = time.monotonic() + seconds, _PAUSE_SECONDS
-        while True:
+        for _ in attempts(seconds, _LONGEST_PAUSE_SECONDS):
             if place.device() is None:
                 self._scan(place)
             path = self._path(place.device(), partition)
@@ -125,10 +123,7 @@ class Disks:
                     return path
                 # Its capacity could not be read: disks that come at once disturb each other's first commands.
                 self._ask_again(place)
-            if time.monotonic() > until:
-                raise Refused(f"there is no disk {place.name}")
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        raise Refused(f"there is no disk {place.name}")
 
     def _ask_again(self, place: _Place) -> None:
         """Have the kernel read the capacity of a disk."""

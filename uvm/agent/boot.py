@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from typing import Final
 
 from uvm.agent import syscalls
+from uvm.agent.attempts import attempts
 from uvm.agent.modules import Modules
 
 #: The name of the guest, which its containers have unless they have their own.
@@ -28,7 +28,6 @@ HOST_NAME: Final = "uvm"
 PORT: Final = "uvm.mux"
 #: How long the port may take to appear, in seconds.
 _PORT_SECONDS: Final = 20.0
-_PAUSE: Final = 0.002
 
 #: Without these there is no link to the host. The last one reports a crash to it.
 EARLY: Final = ("virtio_pci", "virtio_console", "pvpanic_pci")
@@ -92,15 +91,12 @@ def open_port(modules: Modules) -> int:
     :raises TimeoutError: the VM has no such port.
     """
     modules.need(*EARLY)
-    until = time.monotonic() + _PORT_SECONDS
-    while True:
+    for _ in attempts(_PORT_SECONDS):
         path = find_port()
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
                 return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        if time.monotonic() > until:
-            raise TimeoutError(f"the VM has no port {PORT}")
-        time.sleep(_PAUSE)
+    raise TimeoutError(f"the VM has no port {PORT}")
 
 
 def find_port(sys: str = "/sys/class/virtio-ports") -> str | None:

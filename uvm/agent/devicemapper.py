@@ -16,10 +16,10 @@ import os
 import re
 import stat
 import struct
-import time
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, TypeVar
 
+from uvm.agent.attempts import attempts
 from uvm.agent.modules import Modules
 from uvm.agent.refused import Refused, reason
 from uvm.agent.settings import Settings
@@ -36,8 +36,9 @@ _READ_ONLY: Final = 1
 #: What a kind of target needs, besides the device mapper itself.
 _MODULES: Final = {"verity": ("dm_verity",)}
 
+_T = TypeVar("_T")
+
 _TRANSIENT: Final = (errno.EBUSY, errno.ENOENT, errno.ENXIO, errno.ENODEV)
-_PAUSE_SECONDS: Final = 0.01
 
 
 class Target(NamedTuple):
@@ -100,16 +101,10 @@ class Mapper:
         :raises Refused: the kernel refuses it; there is no such device then.
         """
         self._modules.need("dm_mod", *_MODULES.get(target.kind, ()))
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                return self._create(name, target)
-            except OSError as error:
-                if error.errno not in _TRANSIENT or time.monotonic() > until:
-                    raise Refused(
-                        f"failed to create dm-{target.kind} target {name}: {reason(error)}"
-                    ) from None
-            time.sleep(_PAUSE_SECONDS)
+        try:
+            return _tried(lambda: self._create(name, target), seconds, *_TRANSIENT)
+        except OSError as error:
+            raise Refused(f"failed to create dm-{target.kind} target {name}: {reason(error)}") from None
 
     def _create(self, name: str, target: Target) -> str:
         path = f"{self._directory}/{name}"
@@ -136,15 +131,8 @@ class Mapper:
         """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._directory}/{name}")
-        until = time.monotonic() + seconds
         with self._control() as control:
-            while True:
-                try:
-                    return _ioctl(control, _REMOVE, request(name))
-                except OSError as error:
-                    if error.errno != errno.EBUSY or time.monotonic() > until:
-                        raise
-                time.sleep(_PAUSE_SECONDS)
+            _tried(lambda: _ioctl(control, _REMOVE, request(name)), seconds, errno.EBUSY)
 
     @contextlib.contextmanager
     def _control(self) -> Iterator[int]:
@@ -153,6 +141,19 @@ class Mapper:
             yield fd
         finally:
             os.close(fd)
+
+
+def _tried(step: Callable[[], _T], seconds: float, *passing: int) -> _T:
+    """Return what a step returns, which is tried again for a while if it fails with one of these codes."""
+    failure = OSError()
+    for _ in attempts(seconds):
+        try:
+            return step()
+        except OSError as error:
+            if error.errno not in passing:
+                raise
+            failure = error
+    raise failure
 
 
 def _ioctl(control: int, operation: int, argument: bytearray) -> None:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Final, NamedTuple
 
+from uvm.agent.attempts import attempts
 from uvm.agent.modules import Modules
 from uvm.agent.netlink import (
     Link,
@@ -37,7 +37,6 @@ from uvm.agent.refused import Refused, reason
 from uvm.agent.settings import Settings
 
 _APPEARS_SECONDS: Final = 10.0
-_PAUSE_SECONDS: Final = 0.005
 
 #: The first table of adapters whose packets return by the adapter they came by, and the priority of their
 #: rules.
@@ -280,13 +279,11 @@ def _wait_for(kernel: Socket, adapter: Adapter) -> Link:
 
     :raises Refused: there is none.
     """
-    until = time.monotonic() + _APPEARS_SECONDS
-    while (found := _with_mac(kernel.links(), adapter.mac)) is None:
-        if time.monotonic() > until:
-            problem = f"timed out waiting for net adapter {adapter.id}"
-            raise Refused(f"{problem}: none has the MAC {adapter.mac!r}")
-        time.sleep(_PAUSE_SECONDS)
-    return found
+    for _ in attempts(_APPEARS_SECONDS):
+        if (found := _with_mac(kernel.links(), adapter.mac)) is not None:
+            return found
+    problem = f"timed out waiting for net adapter {adapter.id}"
+    raise Refused(f"{problem}: none has the MAC {adapter.mac!r}")
 
 
 def _with_mac(links: Sequence[Link], mac: str) -> Link | None:

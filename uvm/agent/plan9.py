@@ -6,9 +6,9 @@ A device is added while the guest runs; it is there once its driver shows the ta
 from __future__ import annotations
 
 import os
-import time
 from typing import Final
 
+from uvm.agent.attempts import attempts
 from uvm.agent.filesystems import Filesystems
 from uvm.agent.modules import Modules
 from uvm.agent.refused import Refused
@@ -18,7 +18,6 @@ _DRIVER: Final = "/sys/bus/virtio/drivers/9pnet_virtio"
 #: Large messages: each is a round trip to the host. Nothing is cached, as the host may change it.
 _OPTIONS: Final = "trans=virtio,version=9p2000.L,msize=262144,cache=none"
 _APPEARS_SECONDS: Final = 10.0
-_PAUSE_SECONDS: Final = 0.005
 
 
 def mount_share(modules: Modules, filesystems: Filesystems, name: str, target: str, read_only: bool) -> None:
@@ -32,11 +31,8 @@ def mount_share(modules: Modules, filesystems: Filesystems, name: str, target: s
             f"could not connect to plan9 server for {target}: the kernel of this guest has no 9p over "
             "virtio; boot one that has, as general kernels of distributions do, and those for clouds may not"
         )
-    until = time.monotonic() + _APPEARS_SECONDS
-    while name not in tags():
-        if time.monotonic() > until:
-            raise Refused(f"could not connect to plan9 server for {target}: there is no share {name!r}")
-        time.sleep(_PAUSE_SECONDS)
+    if not any(name in tags() for _ in attempts(_APPEARS_SECONDS)):
+        raise Refused(f"could not connect to plan9 server for {target}: there is no share {name!r}")
     filesystems.mount(name, target, "9p", MS_RDONLY if read_only else 0, _OPTIONS)
 
 

@@ -11,11 +11,11 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
 from uvm.agent import syscalls
+from uvm.agent.attempts import attempts
 from uvm.agent.mounts import mount_points
 
 #: How long processes may take to end after SIGTERM, then after SIGKILL, in seconds.
@@ -24,7 +24,6 @@ KILL_SECONDS: Final = 1.0
 #: How long file systems may take.
 UNMOUNT_SECONDS: Final = 5.0
 SYNC_SECONDS: Final = 10.0
-_PAUSE: Final = 0.01
 
 _PF_KTHREAD: Final = 0x00200000
 #: Those without which nothing could be said or done any more.
@@ -49,9 +48,7 @@ def end_processes(number: int, seconds: float) -> None:
     for pid in processes():
         with contextlib.suppress(OSError):
             os.kill(pid, number)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and processes():
-        time.sleep(_PAUSE)
+    any(not processes() for _ in attempts(seconds))
 
 
 def processes() -> list[int]:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
+from uvm.agent.attempts import attempts
 from uvm.agent.containers.cgroups import PODS, ROOT, most_bytes
 
 #: The cgroup of the guest's own processes.
@@ -26,7 +26,6 @@ _OOM_SCORE: Final = "/proc/self/oom_score_adj"
 _CONTROLLERS: Final = ("cpu", "memory", "pids", "io")
 #: How long freezing may take, in seconds: a process in a call of the kernel freezes after it.
 _FREEZE_SECONDS: Final = 5.0
-_PAUSE: Final = 0.002
 
 
 def protect_agent() -> None:
@@ -90,12 +89,9 @@ class Workload:
         """
         self._move_strays()
         self._set_frozen("1")
-        until = time.monotonic() + _FREEZE_SECONDS
-        while not all(self._is_frozen(name) for name in self._groups()):
-            if time.monotonic() > until:
-                self.thaw()
-                raise TimeoutError("a process did not freeze")
-            time.sleep(_PAUSE)
+        if not any(self._are_frozen() for _ in attempts(_FREEZE_SECONDS)):
+            self.thaw()
+            raise TimeoutError("a process did not freeze")
 
     def thaw(self) -> None:
         """Let all workloads go on."""
@@ -108,9 +104,12 @@ class Workload:
         for name in self._groups():
             _write(f"{self._root}{name}/cgroup.freeze", value)
 
-    def _is_frozen(self, name: str) -> bool:
-        with open(f"{self._root}{name}/cgroup.events", encoding="ascii") as file:
-            return "frozen 1" in file.read()
+    def _are_frozen(self) -> bool:
+        for name in self._groups():
+            with open(f"{self._root}{name}/cgroup.events", encoding="ascii") as file:
+                if "frozen 1" not in file.read():
+                    return False
+        return True
 
 
 def _write(path: str, text: str) -> None:
