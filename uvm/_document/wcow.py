@@ -71,24 +71,7 @@ class _Boot:
 
 def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) -> CreationPlan:
     """Plan the creation of a VM with a Windows guest."""
-    options = with_host_paths(options, _HOST_PATHS, host)
-    files_of_boot = options.boot_files
-    if isinstance(files_of_boot, BlockCIMBootFiles):
-        options, disks, copies = with_default_files(options, files_of_boot, host, files)
-        boot = _boot_from_disks(options, disks, host, id)
-    elif isinstance(files_of_boot, LayerBootFiles):
-        found, copies = boot_files_of_layers(files_of_boot, host, files)
-        boot = _boot_from_directory(options, found)
-    else:
-        boot, copies = (
-            _boot_from_directory(options, with_host_paths(files_of_boot, _BOOT_DIRECTORY, host)),
-            (),
-        )
-    boot = evolve(
-        boot,
-        preparations=(*copies, *boot.preparations),
-        temporary_files=tuple(copy.target for copy in copies),
-    )
+    options, boot = _boot(with_host_paths(options, _HOST_PATHS, host), host, files, id)
     vm = system.VirtualMachine(
         chipset=boot.chipset,
         compute_topology=topology(options, host),
@@ -121,6 +104,21 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
         temporary_files=boot.temporary_files,
         copies_on_exit=boot.copies_on_exit,
     )
+
+
+def _boot(options: WCOWOptions, host: HostInfo, files: Files, id: str) -> tuple[WCOWOptions, _Boot]:
+    """Return options in which each file of a confidential VM is named, and what the boot files add."""
+    named, copies = options.boot_files, tuple[CopyFile, ...]()
+    if isinstance(named, BlockCIMBootFiles):
+        options, disks, copies = with_default_files(options, named, host, files)
+        boot = _boot_from_disks(options, disks, host, id)
+    elif isinstance(named, LayerBootFiles):
+        found, copies = boot_files_of_layers(named, host, files)
+        boot = _boot_from_directory(options, found)
+    else:
+        boot = _boot_from_directory(options, with_host_paths(named, _BOOT_DIRECTORY, host))
+    made = tuple(copy.target for copy in copies)
+    return options, evolve(boot, preparations=(*copies, *boot.preparations), temporary_files=made)
 
 
 def _devices(options: WCOWOptions, host: HostInfo, boot: _Boot, id: str) -> devices.Devices:

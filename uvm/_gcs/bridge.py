@@ -57,7 +57,6 @@ from uvm._guest.quotes import without_quotes
 from uvm._guest.stdio import close_quietly
 from uvm._home import Home
 from uvm._log import Log
-from uvm._observed import Door, Observed, watched
 from uvm._wire.frames import HEADER_SIZE, Notification, Procedure, Response, procedure_name
 from uvm.backend import BROKEN_STREAM, ByteStream, EagerByteStream
 from uvm.errors import BridgeClosedError, VMStateError, WireError
@@ -209,9 +208,6 @@ class Bridge:
             starts=starts,
             then=then,
         )
-        if watched():
-            call.observed = Observed(Door.GUEST, self._name, procedure_name(procedure))
-            call.observed.begin()
         self.calls.queue(call)
         if survives:
             # No caller waits for it to be sent; what is still queued is not lost with the stream.

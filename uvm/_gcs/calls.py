@@ -45,7 +45,7 @@ from attrs import define, field
 from uvm._async import Flag
 from uvm._guest.quotes import without_quotes
 from uvm._log import Log
-from uvm._observed import Observed, outcome_of
+from uvm._observed import Door, Observed, outcome_of, watched
 from uvm._wire.frames import HostSide, Response, procedure_name
 from uvm.errors import (
     AnswerLostError,
@@ -232,6 +232,9 @@ class Calls:
 
     def queue(self, call: Call) -> None:
         """Put a new call at the end of its queue."""
+        if watched():
+            call.observed = Observed(Door.GUEST, self.name, procedure_name(call.procedure))
+            call.observed.begin()
         self._open[call.id] = call
         (self._urgent if call.urgent else self._queued)[call.id] = call
 
