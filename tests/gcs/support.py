@@ -20,6 +20,17 @@ JSON = dict[str, Any]
 PATIENCE_SECONDS = 20.0
 
 
+def open_calls(bridge: Bridge) -> int:
+    """Return how many calls have not ended."""
+    return len(bridge.calls._open)
+
+
+def unanswered_requests(bridge: Bridge) -> int:
+    """Return how many requests were sent and not answered, those of calls that have ended included."""
+    calls = bridge.calls
+    return len(calls.host.open) - len(calls._queued) - len(calls._urgent)
+
+
 class Channel:
     """One direction of a stream in memory."""
 

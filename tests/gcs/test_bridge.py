@@ -15,7 +15,15 @@ import pytest
 from attrs import define, field
 
 from tests.clocks import jumping_backends
-from tests.gcs.support import PATIENCE_SECONDS, MemoryStream, ScriptedGuest, no_greeting, serving
+from tests.gcs.support import (
+    PATIENCE_SECONDS,
+    MemoryStream,
+    ScriptedGuest,
+    no_greeting,
+    open_calls,
+    serving,
+    unanswered_requests,
+)
 from uvm._gcs.bridge import Bridge
 from uvm._gcs.calls import Call
 from uvm._guest.clock import GuestClock
@@ -166,7 +174,7 @@ async def test_a_request_that_json_has_no_form_for_is_refused_before_anything_is
             with pytest.raises(OptionsError, match="modify: the request cannot be written as JSON"):
                 bridge.submit(MODIFY, request, operation="modify")
 
-        assert (len(bridge.calls), bridge.calls.unanswered) == (0, 0)
+        assert (open_calls(bridge), unanswered_requests(bridge)) == (0, 0)
 
 
 async def test_a_request_says_what_held_when_it_was_submitted() -> None:
@@ -336,7 +344,7 @@ async def test_a_guest_that_breaks_the_protocol_closes_the_bridge_for_all(misbeh
         assert all(isinstance(error and error.__cause__, WireError) for error in lost)
         assert lost[0] is not lost[1]
         assert bridge.closed
-    assert (len(bridge.calls), guest.stream.incoming.state) == (0, "ended")
+    assert (open_calls(bridge), guest.stream.incoming.state) == (0, "ended")
 
 
 async def test_an_answer_to_a_request_that_was_not_sent_yet_breaks_the_protocol() -> None:
@@ -608,9 +616,9 @@ async def test_a_cancelled_caller_withdraws_a_request_that_was_not_sent() -> Non
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(caller.call, bridge)
         await anyio.wait_all_tasks_blocked()
-        assert len(bridge.calls) == 1
+        assert open_calls(bridge) == 1
         caller.scope.cancel()
-    assert (len(bridge.calls), bridge.calls.unanswered) == (0, 0)
+    assert (open_calls(bridge), unanswered_requests(bridge)) == (0, 0)
 
     guest = ScriptedGuest()
     async with anyio.create_task_group() as tasks:
@@ -628,7 +636,7 @@ async def test_a_cancelled_caller_leaves_at_once_and_the_late_answer_is_dropped(
         request = await guest.next()
         caller.scope.cancel()
         await caller.left.wait()
-        assert (len(bridge.calls), bridge.calls.unanswered) == (0, 1)
+        assert (open_calls(bridge), unanswered_requests(bridge)) == (0, 1)
 
         guest.respond(request)
         following = bridge.submit(MODIFY, GUEST, operation="modify")
@@ -636,7 +644,7 @@ async def test_a_cancelled_caller_leaves_at_once_and_the_late_answer_is_dropped(
         await following.wait()
 
         assert following.error is None
-        assert bridge.calls.unanswered == 0
+        assert unanswered_requests(bridge) == 0
 
 
 class TestLate:
@@ -661,7 +669,7 @@ class TestLate:
 
             assert late.result(ResponseBase).activity_id == "late"
             assert isinstance(call.error, UnknownOutcomeError)
-            assert (len(bridge.calls), bridge.calls.unanswered) == (0, 0)
+            assert (open_calls(bridge), unanswered_requests(bridge)) == (0, 0)
 
     async def test_what_was_not_sent_has_none(self) -> None:
         bridge = Bridge("vm", notify=lambda _: None)
@@ -669,7 +677,7 @@ class TestLate:
         call.abandon()
 
         assert call.late is None
-        assert (len(bridge.calls), bridge.calls.unanswered) == (0, 0)
+        assert (open_calls(bridge), unanswered_requests(bridge)) == (0, 0)
 
     async def test_it_is_lost_with_the_connection(self) -> None:
         guest = ScriptedGuest()
@@ -679,7 +687,7 @@ class TestLate:
             call.abandon()
         assert call.late is not None
         assert isinstance(call.late.error, AnswerLostError)
-        assert len(bridge.calls) == 0
+        assert open_calls(bridge) == 0
 
     async def test_over_another_stream_it_is_waited_for_no_longer_than_for_a_call(self) -> None:
         async with resumable() as (guest, bridge, drop_and_redial):
@@ -699,7 +707,7 @@ class TestLate:
 
             assert [each.error is None for each in late] == [True, True, False]
             assert str(late[2].error) == "start: no answer within 10 s"
-            assert len(bridge.calls) == 0
+            assert open_calls(bridge) == 0
 
 
 async def test_a_cancelled_caller_leaves_no_half_request_behind() -> None:
@@ -870,7 +878,7 @@ async def test_a_greeting_whose_stream_ends_is_cancelled_and_closes_nothing() ->
         guest.hang_up()
 
     assert not bridge.closed
-    assert len(bridge.calls) == 0
+    assert open_calls(bridge) == 0
 
 
 class TestResume:

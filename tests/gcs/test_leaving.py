@@ -10,6 +10,7 @@ import pytest
 
 from tests.clocks import jumping_backends
 from tests.gcs.guests import WINDOWS, Guest, Redial, Refusal, connected, undone
+from tests.gcs.support import open_calls, unanswered_requests
 from uvm._gcs.connection import GuestConnection
 from uvm._guest.specs import linux_container
 from uvm._guest.timeouts import GuestTimeouts
@@ -77,8 +78,8 @@ async def leaves(
 def nothing_is_left(guest: Guest, connection: GuestConnection, unanswered: int = 0) -> None:
     assert not connection._link.late_starts
     assert all(each.closed == 1 for each in guest.listeners)
-    assert len(connection._bridge.calls) == 0
-    assert connection._bridge.calls.unanswered == unanswered
+    assert open_calls(connection._bridge) == 0
+    assert unanswered_requests(connection._bridge) == unanswered
     assert not connection._containers._taken
 
 
@@ -250,6 +251,6 @@ async def test_a_caller_leaves_whatever_else_was_asked(
         await leaves(connection, operation, lambda: guest.until_asked(procedure))
         nothing_is_left(guest, connection, unanswered=1)
         guest.answer_held(procedure, {})
-        while connection._bridge.calls.unanswered:
+        while unanswered_requests(connection._bridge):
             await anyio.lowlevel.checkpoint()
         assert not connection.closed

@@ -195,18 +195,10 @@ class Calls:
         self._queued: OrderedDict[int, Call] = OrderedDict()
         self._urgent: OrderedDict[int, Call] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     @property
     def queued(self) -> bool:
         """Whether a call is yet to be sent."""
         return bool(self._queued or self._urgent)
-
-    @property
-    def unanswered(self) -> int:
-        """How many requests were sent and not answered, those of calls that have ended included."""
-        return len(self.host.open) - len(self._queued) - len(self._urgent)
 
     @property
     def unwanted(self) -> int:
