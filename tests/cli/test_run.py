@@ -83,6 +83,17 @@ def test_the_exit_status_says_what_failed(
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--disk", "--share"])
+def test_no_vm_boots_for_a_path_that_is_not_there(
+    option: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    backend = FakeBackend()
+    monkeypatch.setattr("uvm.cli.run.open_backend", lambda name: backend)
+    assert main(["run", option, "C:\\missing:/mnt", "--", "true"]) == 125
+    assert capfd.readouterr().err == "uvm: error: C:\\missing: no such file or directory on the host\n"
+    assert backend.request_log.entries(to="lifecycle") == []
+
+
 def test_a_failure_whose_roll_back_failed_is_said_whole(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

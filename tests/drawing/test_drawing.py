@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
@@ -45,6 +46,14 @@ def test_rich_draws_the_same_in_colours_and_to_the_width() -> None:
     first, *lines = PAINT.sub("", drawn).splitlines()
     assert first == "── title ".ljust(40, "─")
     assert [each.rstrip() for each in lines] == str(DRAWING).splitlines()[1:]
+
+
+@pytest.mark.parametrize("width", range(16, 80, 4))
+def test_rich_cuts_nothing_where_columns_are_wide_at_least(width: int) -> None:
+    row = ("grant", "access", "MappedVirtualDisk 0:1", "at /run/gcs/c/metrics/rootfs, 3 layers")
+    drawn = PAINT.sub("", by_rich(Drawing((table((), [row], indent=2, least=(5, 9, 26)),)), width=width))
+    assert Counter("".join(row).replace(" ", "")) == Counter("".join(drawn.split()))
+    assert max(map(len, drawn.splitlines())) <= width
 
 
 def test_rich_wraps_what_does_not_fit_and_cuts_nothing() -> None:

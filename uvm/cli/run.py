@@ -15,15 +15,17 @@ from threading import Timer
 import anyio
 
 from uvm._guest.specs import LINUX_ENVIRONMENT
+from uvm._names import host_path
 from uvm._vm.hostnamespaces import create_namespace
 from uvm._vm.vm import UtilityVM
 from uvm.backend import Backend
 from uvm.backends import open_backend
+from uvm.cli.attachments import Attachment
 from uvm.cli.errors import UsageError, in_one_line, leaves
 from uvm.cli.passthrough import has_terminal, pass_through
 from uvm.cli.terminal import Terminal
 from uvm.devices.scsi import Mount
-from uvm.errors import GuestError
+from uvm.errors import GuestError, HostPathError
 from uvm.options import LCOWOptions
 
 #: The exit status if uvm itself fails, as that of docker.
@@ -54,6 +56,7 @@ async def _run(backend: Backend, command: list[str], given: Namespace) -> int:
     options = LCOWOptions(memory_mb=max(given.memory >> 20, 1), processors=given.cpus, owner="uvm run")
     # A namespace of the host ends after its VM.
     async with backend, AsyncExitStack() as namespaces:
+        await _look_for(backend, [*given.disk, *given.share])
         with anyio.move_on_after(given.timeout), _said_if_slow("the VM boots") as booted:
             async with UtilityVM.create(options, backend=backend) as vm:
                 await vm.start()
@@ -66,6 +69,18 @@ async def _run(backend: Backend, command: list[str], given: Namespace) -> int:
                 return await _execute(vm, command, given)
     say(f"the command was ended: its {given.timeout:g} seconds have run out")
     return _TIMED_OUT
+
+
+async def _look_for(backend: Backend, attachments: list[Attachment]) -> None:
+    """Look for what will be attached, before a VM boots for a path that was misspelt.
+
+    :raises HostPathError: it is not there.
+    """
+    host = await backend.host()
+    for each in attachments:
+        path = host_path(each.on(host), host.paths)
+        if await backend.files.stat(path) is None:
+            raise HostPathError(path, "no such file or directory on the host")
 
 
 async def _attach(vm: UtilityVM, given: Namespace) -> None:
