@@ -83,8 +83,7 @@ async def measure(loop: str, directory: Path) -> dict[str, Any]:
         await _pods(backend, directory, samples)
         await _clones(backend, samples)
         await _pool(backend, directory, samples)
-        assert backend._chosen is not None
-        accelerator = backend._chosen.name
+        accelerator = await backend._boots.acceleration()
     await _hostile(loop, directory, samples)
     return {"accelerator": accelerator, "samples": samples.found}
 

@@ -38,7 +38,7 @@ from uvm.backends.fake import Checks, FakeBackend, FakeListener, FakeStream
 from uvm.backends.qemu.backend import QEMUBackend
 from uvm.backends.qemu.cgroups import Cgroup
 from uvm.backends.qemu.devices.tree import DeviceTree
-from uvm.backends.qemu.launch import Launcher, Note
+from uvm.backends.qemu.launch import Launcher, Note, Process
 from uvm.backends.qemu.users import Identity
 from uvm.backends.qemu.vm import VM
 from uvm.schema.json import to_json
@@ -88,8 +88,8 @@ class Machine:
         return sorted([*self.devices, *self.nodes, *self.netdevs, *self.fdsets])
 
 
-class StandIn:
-    """One process (:class:`~uvm.backends.qemu.launch.Child`).
+class StandIn(Process):
+    """One process of QEMU.
 
     :ivar name: the id of the VM.
     :ivar commands: the names of the commands that it was sent.

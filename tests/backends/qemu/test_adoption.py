@@ -100,7 +100,7 @@ async def test_the_image_of_a_vm_that_survives_is_not_pruned_until_its_qemu_has_
 
     del asked["VirtualMachine"]["Chipset"]["LinuxKernelDirect"]["KernelFilePath"]
     async with process(launcher, tmp_path) as backend:
-        monkeypatch.setattr(backend, "_guest_image", newest)
+        monkeypatch.setattr(backend._boots, "_guest_image", newest)
         await (await backend.create("vm1", asked)).close()
     assert not cache.prune(image)
     async with process(launcher, tmp_path) as backend:

@@ -230,7 +230,7 @@ async def test_a_clone_runs_on_the_guest_image_of_its_template_though_there_is_a
         async def newest() -> Image:
             return Image(tmp_path / next(made), {})
 
-        monkeypatch.setattr(backend, "_guest_image", newest)
+        monkeypatch.setattr(backend._boots, "_guest_image", newest)
         options = uvm.LCOWOptions(memory_mb=64, template=True)
         async with uvm.UtilityVM.create(options, backend=backend) as vm:
             await vm.start()

@@ -122,7 +122,7 @@ async def test_a_creation_that_is_cancelled_leaves_its_guest_image_to_be_pruned(
         return image
 
     async with entered(tmp_path) as backend:
-        monkeypatch.setattr(backend, "_guest_image", guest_image)
+        monkeypatch.setattr(backend._boots, "_guest_image", guest_image)
         monkeypatch.setattr(Image, "hold", held.around(Image.hold))
         await leave(held, how, lambda: backend.create("vm1", document("")))
         assert Cache(tmp_path).prune(image)

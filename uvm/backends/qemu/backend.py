@@ -27,14 +27,14 @@ from uvm._async import BareTaskGroup, Flag, errors_of
 from uvm._checks import checked, choice, flag, text, whole
 from uvm._log import Log
 from uvm.backend import JSON, AccessMask, HostFiles, HostInfo, HostPipes, System
-from uvm.backends.qemu.accel import NO_BOUNDARY, Accelerator, choose
+from uvm.backends.qemu.boots import Boots
 from uvm.backends.qemu.cgroups import Cgroup, delegated, has_limits
 from uvm.backends.qemu.commandline import MAX_ROOT_PORTS, Acceleration, Launch, check_document, command_line
 from uvm.backends.qemu.devices.request import Host
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.files import linux_files
 from uvm.backends.qemu.inherited import Inherited, copied_mb
-from uvm.backends.qemu.launch import Adopted, Launcher
+from uvm.backends.qemu.launch import Launcher, Process
 from uvm.backends.qemu.network import QEMUNetwork
 from uvm.backends.qemu.othersystem import OtherSystem
 from uvm.backends.qemu.pipes import UnixPipes
@@ -56,19 +56,18 @@ from uvm.backends.qemu.runtime import (
 from uvm.backends.qemu.saving import Boot, Memory, SavedVM
 from uvm.backends.qemu.sockets import SocketFile
 from uvm.backends.qemu.system import QEMUSystem
-from uvm.backends.qemu.users import Choose, chooser, kvm_problem
+from uvm.backends.qemu.users import Choose, chooser
 from uvm.backends.qemu.vm import VM
 from uvm.backends.requests.access import AccessTable
 from uvm.backends.requests.request import read_document
 from uvm.backends.requests.systems import chosen, template_of
 from uvm.backends.workers import finish
-from uvm.errors import HostError, NotSupportedError, VMStateError
+from uvm.errors import HostError, VMStateError
 from uvm.hresult import HResult
-from uvm.schema.system import ComputeSystem, LinuxKernelDirect, Topology, VirtualMachine
+from uvm.schema.system import ComputeSystem, Topology, VirtualMachine
 
 if TYPE_CHECKING:
-    from uvm.backends.qemu.guestimage import Image, ImageOptions
-    from uvm.backends.qemu.guestimage.cache import Hold
+    from uvm.backends.qemu.guestimage import ImageOptions
 
 _log = Log("uvm")
 
@@ -122,11 +121,13 @@ class QEMUBackend:
         launcher: Launcher | None = None,
     ) -> None:
         self._binary = program(checked(binary, text, "binary"))
-        self._wanted = checked(acceleration, choice("auto", "kvm", "tcg"), "acceleration")
-        self._require_isolation = checked(require_isolation, flag, "require_isolation")
-        self._image = image
+        wanted = checked(acceleration, choice("auto", "kvm", "tcg"), "acceleration")
+        isolated = checked(require_isolation, flag, "require_isolation")
         self._runtime = os.fspath(runtime_directory) or default_runtime_directory()
         self._choose_user: Choose = chooser(checked(user, text, "user"), f"{self._runtime}/users")
+        self._boots = Boots(
+            self._binary, wanted, image, require_isolation=isolated, choose_user=self._choose_user
+        )
         self._cgroup = os.fspath(cgroup)
         self._root_ports = checked(root_ports, whole(MAX_ROOT_PORTS), "root_ports")
         self._share_slots = checked(share_slots, whole(_MAX_SHARE_SLOTS), "share_slots")
@@ -136,8 +137,6 @@ class QEMUBackend:
         self._access = AccessTable(os.path.realpath, os.path.exists)
         self._vms: dict[str, VM] = {}
         self._adopting: dict[str, Flag] = {}
-        self._choosing = anyio.Lock()
-        self._chosen: Accelerator | None = None
         self._available_mb: Callable[[], int] = available_mb
         self._launcher: Launcher = Launcher() if launcher is None else launcher
         self._directory: RuntimeDirectory
@@ -208,13 +207,12 @@ class QEMUBackend:
         check_console(machine, operation)
         check_memory(machine, info.memory_mb, operation)
         template = template_of(machine, self._vms, operation)
-        acceleration = await self._acceleration()
         saved = None if template is None else template.saved
-        kernel, initrd, image = await self._boot_files(machine, template, operation)
+        boot, image = await self._boots.of(machine, template, operation)
         with ExitStack() as undo:
             if image is not None:
                 undo.callback(image.close)
-            vm = await self._claimed(read, Boot(acceleration, kernel, initrd), saved, system_id)
+            vm = await self._claimed(read, boot, saved, system_id)
             vm.image = image
             undo.pop_all()
         vm.devices = self._devices(vm, info, self._root_ports, self._share_slots)
@@ -356,56 +354,6 @@ class QEMUBackend:
         )
         return DeviceTree(host)
 
-    async def _boot_files(
-        self, machine: VirtualMachine, template: VM | None, operation: str
-    ) -> tuple[str, str, Hold | None]:
-        """Return the kernel and the initramfs of a VM, and what holds their image.
-
-        They are its document's, or its template's, or those of the guest image, which may have changed since.
-        """
-        chipset = machine.chipset
-        direct = chipset.linux_kernel_direct if chipset is not None else None
-        direct = direct or LinuxKernelDirect()
-        if not direct.kernel_file_path and template is not None:
-            held = None if template.image is None else template.image.again()
-            return template.boot.kernel, template.boot.initrd, held
-        if not direct.kernel_file_path:
-            image, held = await self._held_image()
-            return image.kernel, image.initrd, held
-        for path in (direct.kernel_file_path, direct.initrd_path):
-            if path and not await anyio.Path(path).is_file():
-                raise HostError(operation, HResult.ERROR_FILE_NOT_FOUND, path)
-        return direct.kernel_file_path, direct.initrd_path, None
-
-    async def _held_image(self) -> tuple[Image, Hold]:
-        """Return the guest image, built again if it is pruned before it is held."""
-        while True:
-            image = await self._guest_image()
-            held = await finish(image.hold, undo=_close)
-            if held is not None:
-                return image, held
-
-    async def _guest_image(self) -> Image:
-        from uvm.backends.qemu.guestimage import ImageOptions, guest_image
-
-        return await guest_image(self._image or ImageOptions())
-
-    async def _acceleration(self) -> Acceleration:
-        """Return how guests run, which is found out once.
-
-        :raises NotSupportedError: they are to be isolated, and would be emulated.
-        """
-        async with self._choosing:
-            if self._chosen is None:
-                problem = kvm_problem(self._choose_user)
-                self._chosen = await choose(self._wanted, self._binary, self._guest_image, problem)
-        if self._require_isolation and self._chosen.name == "tcg":
-            raise NotSupportedError(
-                f"create a VM with require_isolation: guests would be emulated ({self._chosen.reason}). "
-                f"{NO_BOUNDARY}; nothing was started"
-            )
-        return self._chosen.name
-
     async def open(self, system_id: str) -> System:
         """Open another handle; HCS_E_SYSTEM_NOT_FOUND if there is no such VM of this user."""
         self._entered()
@@ -451,7 +399,7 @@ class QEMUBackend:
             vm.console = None if kept["Console"] is None else SocketFile(*kept["Console"])
             vm.devices = self._devices(vm, await self.host(), kept["RootPorts"], kept["ShareSlots"])
             try:
-                await vm.adopt(Adopted(qemu.pid, pidfd), self._entered())
+                await vm.adopt(Process(qemu.pid, pidfd), self._entered())
             finally:
                 if vm.lifetime.served:
                     # The task that serves it closes what there is.
@@ -512,11 +460,6 @@ class QEMUBackend:
     def _forget(self, vm: VM) -> None:
         if self._vms.get(vm.id) is vm:
             del self._vms[vm.id]
-
-
-def _close(held: Hold | None) -> None:
-    if held is not None:
-        held.close()
 
 
 def _leave(directory: VMDirectory | None) -> None:

@@ -25,7 +25,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import Final, Protocol
+from typing import Final
 
 import anyio
 from attrs import define, field
@@ -49,36 +49,49 @@ _ONCE_NOTED: Final = ("sh", "-c", 'read -r said && [ "$PPID" = "$0" ] && exec "$
 
 
 @define(eq=False, repr=False)
-class Child:
-    """A process of QEMU that this process has started.
+class Process:
+    """A process of QEMU that an earlier process has started, or a :class:`Child`.
 
     :ivar pid: the id of the process.
-    :ivar exit_code: what it exited with, or minus the number of the signal that killed it; None before.
+    :ivar exit_code: what it exited with, or minus the number of the signal that killed it; None before, and
+        if it is no child of this process: it is its parent that gets that.
+    :ivar last_words: the end of what it wrote to its error output, if that is read here.
     """
 
-    _process: subprocess.Popen[bytes]
+    pid: int
     _pidfd: int
-    _last: bytearray = field(factory=bytearray, init=False)
     exit_code: int | None = field(default=None, init=False)
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        return self._process.pid
-
-    @property
-    def last_words(self) -> str:
-        """The end of what it wrote to its error output."""
-        return self._last.decode("utf-8", "replace").strip()
+    last_words: str = field(default="", init=False)
+    _ended: bool = field(default=False, init=False)
 
     def kill(self) -> None:
         """Kill it, unless it has ended."""
-        if self.exit_code is None:
+        if not self._ended:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    async def wait(self) -> int:
-        """Read its error output until it has ended; return what it exited with. One task does."""
+    async def wait(self) -> int | None:
+        """Run what it needs here until it has ended; return its exit code. One task does."""
+        try:
+            await anyio.wait_readable(self._pidfd)
+        finally:
+            self._close()
+        return self.exit_code
+
+    def _close(self) -> None:
+        self._ended = True
+        os.close(self._pidfd)
+
+
+@define(eq=False, repr=False)
+class Child(Process):
+    """A process of QEMU that this process has started, whose error output is read."""
+
+    _process: subprocess.Popen[bytes]
+    _last: bytearray = field(factory=bytearray, init=False)
+
+    async def wait(self) -> int | None:
+        """Read its error output until it has ended; return its exit code. One task does."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read_errors)
@@ -87,6 +100,7 @@ class Child:
         except BaseException:
             # It is left running, which is what Popen warns of.
             self._process.returncode = 0
+            self._close()
             raise
         self._read_rest()
         return self._reap()
@@ -98,10 +112,13 @@ class Child:
 
     def _reap(self) -> int:
         self.exit_code = self._process.wait()
-        os.close(self._pidfd)
+        self._close()
+        return self.exit_code
+
+    def _close(self) -> None:
+        super()._close()
         assert self._process.stderr is not None
         self._process.stderr.close()
-        return self.exit_code
 
     async def _read_errors(self) -> None:
         assert self._process.stderr is not None
@@ -121,57 +138,8 @@ class Child:
         data = os.read(self._process.stderr.fileno(), STDERR_BYTES)
         self._last += data
         del self._last[:-STDERR_BYTES]
+        self.last_words = self._last.decode("utf-8", "replace").strip()
         return bool(data)
-
-
-@define(eq=False, repr=False)
-class Adopted:
-    """A process of QEMU that an earlier process has started (:class:`Process`).
-
-    :ivar pid: the id of the process.
-    :ivar exit_code: None: it is its parent that gets that.
-    """
-
-    pid: int
-    _pidfd: int
-    exit_code: int | None = field(default=None, init=False)
-    last_words: str = field(default="", init=False)
-    _ended: bool = field(default=False, init=False)
-
-    def kill(self) -> None:
-        """Kill it, unless it has ended."""
-        if not self._ended:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    async def wait(self) -> int:
-        """Wait until it has ended; return 0, as what it exited with is unknown."""
-        try:
-            await anyio.wait_readable(self._pidfd)
-        finally:
-            self._ended = True
-            os.close(self._pidfd)
-        return 0
-
-
-class Process(Protocol):
-    """A process of QEMU: a :class:`Child`, an :class:`Adopted`, or what tests have in its place."""
-
-    exit_code: int | None
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-
-    @property
-    def last_words(self) -> str:
-        """The end of what it wrote to its error output."""
-
-    def kill(self) -> None:
-        """Kill it, unless it has ended."""
-
-    async def wait(self) -> int:
-        """Run what it needs here until it has ended; return what it exited with. One task does."""
 
 
 #: Is called with the id of a process.
@@ -241,6 +209,6 @@ def _spawn(command: Sequence[str], fds: Sequence[int], note: Note) -> Child:
         with suppress(BrokenPipeError):
             process.stdin.write(b"\n")
         os.set_blocking(process.stderr.fileno(), False)
-        found = Child(process, os.pidfd_open(process.pid))
+        found = Child(process.pid, os.pidfd_open(process.pid), process)
         undo.pop_all()
     return found
