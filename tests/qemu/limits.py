@@ -39,13 +39,14 @@ def be_patient(put: Callable[[object, str, object], object] = setattr) -> None:
     """
     # Linux's alone can be imported.
     from uvm._vm import vm
-    from uvm.backends.qemu import backend, lifetime, runtime, system
+    from uvm.backends.qemu import backend, lifetime, monitor, runtime, system
 
     put(vm, "_DEFAULT_TIMEOUTS", PATIENT)
     put(backend, "_END_SECONDS", PATIENCE_SECONDS)
     # A guest that is not up yet does not panic, and is waited for so long.
     put(lifetime, "CRASH_SECONDS", max(lifetime.CRASH_SECONDS, 4 * BOOT_SECONDS))
     put(lifetime, "QUIT_SECONDS", PATIENCE_SECONDS)
+    put(monitor, "UNPLUG_SECONDS", PATIENCE_SECONDS)
     put(runtime, "_KILL_SECONDS", PATIENCE_SECONDS)
     put(system, "CLOSE_SECONDS", PATIENCE_SECONDS)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import pytest
 
 import uvm
 from tests.qemu.vms import backend_of, open_to_all, process_of, running_vm
+from uvm.backends.qemu import monitor
 from uvm.backends.qemu.backend import QEMUBackend
-from uvm.backends.qemu.monitor import Monitor
 from uvm.errors import HostError
 from uvm.schema.guest import RESOURCE_MAPPED_VIRTUAL_DISK, LCOWMappedVirtualDisk
 from uvm.schema.requests import ADD, REMOVE, ModificationRequest, scsi_attachment_path
@@ -181,7 +180,7 @@ async def test_what_the_guest_does_not_release_stays_and_is_released_later(
         # Its file system stays mounted when the agent has unmounted it.
         await said(vm, "mkdir /mnt/again; mount --bind /mnt/share /mnt/again")
         with monkeypatch.context() as patch:
-            patch.setattr(Monitor, "unplug", partialmethod(Monitor.unplug, seconds=2.0))
+            patch.setattr(monitor, "UNPLUG_SECONDS", 2.0)
             with pytest.raises(HostError, match="has not released it"):
                 await share.release()
         assert plugged(backend, vm) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -47,8 +48,14 @@ def console_of(image: Image) -> str:
     return done.stdout + done.stderr
 
 
+#: Runs in what can run the agent: distributions pack an interpreter without most of the standard library too.
+_CAN_RUN = "import asyncio, ctypes, json, ssl, sys; sys.exit(sys.version_info < (3, 11))"
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_python_the_modules_the_tools_and_the_runtime_work_in_a_guest(python: str) -> None:
+    if subprocess.run([python, "-IS", "-c", _CAN_RUN], capture_output=True, check=False).returncode:
+        pytest.skip(f"{python} is older than 3.11, or has not the whole standard library")
     service = "tests.qemu.guests.inventory"
     said = console_of(build(ImageOptions(python=python, service=service, roots=(str(CHECKOUT),))))
     found = re.search(r"^inventory=(.*)$", said.replace("\r", ""), re.M)
@@ -90,6 +97,8 @@ def test_this_machine_has_all_that_is_needed() -> None:
 
 def test_the_manifest_names_the_packages_and_their_licences(image: Image) -> None:
     packages = {each["name"]: each for each in image.manifest["packages"]}
-    kernel = next(each for name, each in packages.items() if name.startswith("linux-image"))
-    assert any("GPL-2" in licence for licence in kernel["licences"])
+    kernels = [each for name, each in packages.items() if name.startswith(("linux-image", "kernel"))]
+    if platform.freedesktop_os_release()["ID"] == "debian":
+        # Elsewhere the licences are stated in prose, or the kernel may be of no package.
+        assert any("GPL-2" in licence for kernel in kernels for licence in kernel["licences"])
     assert {each.name for each in owners([image.manifest["selection"]["busybox"]])} <= {*packages}

@@ -15,7 +15,8 @@ from tests.qemu import setup
 from tests.qemu.limits import PATIENCE_SECONDS
 from tests.qemu.patient import PATIENT_PYTHON
 from uvm.backends.qemu.guestimage.cache import default_cache
-from uvm.errors import NotSupportedError
+from uvm.errors import HostError, NotSupportedError
+from uvm.hresult import HResult
 
 
 @pytest.fixture(autouse=True)
@@ -70,16 +71,48 @@ def test_a_user_who_cannot_be_root_installs_nothing(bare: Path, capsys: pytest.C
     assert not (bare / "apt-get.called").exists()
 
 
-def test_an_installation_that_fails_fails_the_run_with_what_was_said(
+def test_a_user_without_sudo_installs_nothing(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program(bare, "apt-get", ": > $0.called")
+    assert run.main([]) == 0
+    assert "to be installed as root" in capsys.readouterr().err
+    assert not (bare / "apt-get.called").exists()
+
+
+def test_a_machine_without_room_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(setup, "PROGRAMS", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", os.getuid)
+    monkeypatch.setattr(setup, "available_mb", lambda: 900)
+    assert run.main([]) == 0
+    assert "the tests need 2500 MB of memory, and 900 MB are available" in capsys.readouterr().err
+
+
+def test_where_no_vm_boots_no_test_waits_for_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def boot() -> float:
+        raise HostError("create vm", HResult.E_FAIL, "QEMU ended at once")
+
+    monkeypatch.setattr(setup, "set_up", lambda: None)
+    monkeypatch.setattr(run, "measured_boot_seconds", boot)
+    assert run.main([]) == 1
+    assert "no VM boots here: HostError: create vm" in capsys.readouterr().err
+
+
+def test_an_installation_that_fails_runs_nothing_and_says_what_was_said(
     bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(setup, "PROGRAMS", {"qemu": "qemu-system-x86"})
     (bare / "env").symlink_to(shutil.which("env", path=os.defpath) or "")
     program(bare, "apt-get", 'echo "E: no such $*"; exit 100')
-    assert run.main([]) == 1
-    asked = "--quiet --yes install --no-install-recommends qemu-system-x86"
-    assert f"E: no such {asked}" in capsys.readouterr().err
+    assert run.main([]) == 0
+    said = capsys.readouterr().err
+    assert "NOTHING WAS RUN" in said
+    assert "E: no such --quiet --yes " in said
+    assert "install --no-install-recommends qemu-system-x86\n" in said
 
 
 def test_a_kernel_is_fetched_again_once_the_lists_of_packages_are_there(

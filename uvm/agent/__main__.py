@@ -45,6 +45,7 @@ def _in_vm() -> Agent:
     from uvm.agent.containers import serve_containers
     from uvm.agent.containers.cgroups import total_bytes
     from uvm.agent.resources import Resources
+    from uvm.agent.shortage import Shortage
     from uvm.agent.shutdown import shut_down
     from uvm.agent.suspension import Suspension
     from uvm.agent.workload import Workload, protect_agent
@@ -56,6 +57,7 @@ def _in_vm() -> Agent:
     fd = boot.open_port(resources.modules)
     workload = Workload(total_bytes())
     agent = Agent(fd, shut_down, resources=resources, console=_CONSOLE, start=workload.start)
+    agent.children.on_failure = Shortage(agent.log.warning).look
     agent.service.resources.update(Suspension(workload.freeze, workload.thaw, identity.renew).handlers)
     serve_containers(agent, resources.networks, workload.start)
     # A request that needs one of them waits for it.

@@ -25,7 +25,7 @@ from uvm.agent.refused import Refused
 VPMEM_CONTROLLER: Final = 4
 
 #: How long a disk that the host has attached may take to appear, in seconds.
-APPEARS_SECONDS: Final = 10.0
+APPEARS_SECONDS: Final = 30.0
 #: Many may look at the same time.
 _LONGEST_PAUSE_SECONDS: Final = 0.1
 

@@ -27,7 +27,7 @@ HOST_NAME: Final = "uvm"
 #: The name of the port that carries the mux.
 PORT: Final = "uvm.mux"
 #: How long the port may take to appear, in seconds.
-_PORT_SECONDS: Final = 20.0
+_PORT_SECONDS: Final = 60.0
 
 #: Without these there is no link to the host. The last one reports a crash to it.
 EARLY: Final = ("virtio_pci", "virtio_console", "pvpanic_pci")

@@ -23,10 +23,16 @@ OnExit = Callable[[int], object]
 
 
 class Children:
-    """The children; there is one such object in a process, made in its main thread."""
+    """The children; there is one such object in a process, made in its main thread.
+
+    :ivar on_failure: called, in the loop, before the exit of a child that failed is passed on.
+    """
+
+    on_failure: Callable[[], object]
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self.on_failure = lambda: None
         self._lock = threading.Lock()
         self._waiting: dict[int, OnExit] = {}
         # The exit code, and the number of the exit, by process id; the oldest first.
@@ -91,6 +97,8 @@ class Children:
                 if on_exit is None:
                     self._keep(pid, code)
                 self._reaped += 1
+            if code:
+                self.on_failure()
             if on_exit is not None:
                 on_exit(code)
 

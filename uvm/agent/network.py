@@ -36,7 +36,7 @@ from uvm.agent.netlink import (
 from uvm.agent.refused import Refused, reason
 from uvm.agent.settings import Settings
 
-_APPEARS_SECONDS: Final = 10.0
+_APPEARS_SECONDS: Final = 30.0
 
 #: The first table of adapters whose packets return by the adapter they came by, and the priority of their
 #: rules.

@@ -17,7 +17,7 @@ from uvm.agent.syscalls import MS_RDONLY
 _DRIVER: Final = "/sys/bus/virtio/drivers/9pnet_virtio"
 #: Large messages: each is a round trip to the host. Nothing is cached, as the host may change it.
 _OPTIONS: Final = "trans=virtio,version=9p2000.L,msize=262144,cache=none"
-_APPEARS_SECONDS: Final = 10.0
+_APPEARS_SECONDS: Final = 30.0
 
 
 def mount_share(modules: Modules, filesystems: Filesystems, name: str, target: str, read_only: bool) -> None:

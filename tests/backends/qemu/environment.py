@@ -37,6 +37,7 @@ class ImaginedLinux(Environment):
     :ivar version: QEMU's.
     :ivar no_image: why no guest image can be built.
     :ivar silent: QEMU does not answer.
+    :ivar without_shares: a kernel that has no 9p.
     """
 
     system: str = "linux"
@@ -48,6 +49,7 @@ class ImaginedLinux(Environment):
     accelerator: Accelerator | None = KVM
     memory_mb: int = 4096
     silent: bool = False
+    without_shares: str = ""
     asked: list[str] = field(factory=list)
 
     def has_program(self, name: str) -> bool:
@@ -67,6 +69,9 @@ class ImaginedLinux(Environment):
         if self.no_image:
             raise NotSupportedError(self.no_image)
         return SELECTION
+
+    def kernel_without_shares(self) -> str:
+        return self.without_shares
 
     def acceleration(self) -> Accelerator | None:
         self._ask("acceleration")

@@ -95,11 +95,11 @@ def test_kvm_that_was_not_tried_yet_is_tried_with_the_first_vm() -> None:
 
 
 def test_what_vms_can_do_without_is_limited_and_says_what_to_do() -> None:
-    machine = ImaginedLinux(memory_mb=64)
+    machine = ImaginedLinux(memory_mb=64, without_shares="/boot/vmlinuz-cloud")
     machine.programs.remove("crun")
     found = findings(machine)
     limited = {name: each for name, each in found.items() if each.status != "ok"}
-    assert set(limited) == {"container runtime", "memory"}
+    assert set(limited) == {"container runtime", "shares", "memory"}
     assert all(each.remedy for each in limited.values())
     machine.programs.add("runc")
     assert findings(machine)["container runtime"].text == "runc"

@@ -44,7 +44,7 @@ def test_boot_files_are_opened_here_and_copied_if_root_alone_may_read_them(
     boot: Boot, claimed: VMDirectory
 ) -> None:
     os.chmod(boot.kernel, 0o600)
-    with Inherited(boot, claimed, "") as files:
+    with Inherited(boot, claimed, 1, "") as files:
         assert Path(files.kernel).read_text() == "the kernel"
         assert Path(files.initrd).read_text() == "the initrd"
         assert os.stat(files.kernel).st_mode & 0o004
@@ -57,7 +57,7 @@ def test_boot_files_are_opened_here_and_copied_if_root_alone_may_read_them(
 
 @pytest.mark.parametrize("claimed", [False], indirect=True)
 def test_the_user_of_this_process_opens_boot_files_itself(boot: Boot, claimed: VMDirectory) -> None:
-    with Inherited(boot, claimed, "") as files:
+    with Inherited(boot, claimed, 1, "") as files:
         assert (files.kernel, files.initrd, files.console) == (boot.kernel, boot.initrd, "")
 
 
@@ -66,7 +66,7 @@ def test_a_console_is_listened_at_here_in_place_of_one_that_was_left(
 ) -> None:
     path = tmp_path / "console"
     for _ in range(2):
-        with Inherited(boot, claimed, str(path)) as files, socket.socket(socket.AF_UNIX) as caller:
+        with Inherited(boot, claimed, 1, str(path)) as files, socket.socket(socket.AF_UNIX) as caller:
             assert re.fullmatch(r"fd=\d+,server=on,wait=off", files.console)
             assert int(files.console[3:].partition(",")[0]) in files.fds
             caller.connect(str(path))
@@ -76,10 +76,10 @@ def test_a_console_that_is_listened_at_is_not_replaced_by_another(
     tmp_path: Path, boot: Boot, claimed: VMDirectory
 ) -> None:
     path = str(tmp_path / "console")
-    with Inherited(boot, claimed, path) as first:
+    with Inherited(boot, claimed, 1, path) as first:
         for _ in range(2):
             with pytest.raises(HostError, match=r"ERROR_ALREADY_EXISTS.*console, the console"):
-                Inherited(boot, claimed, path)
+                Inherited(boot, claimed, 1, path)
         assert first.console_socket == SocketFile.at(path)
 
 
@@ -87,7 +87,7 @@ def test_a_file_is_not_replaced_by_a_console(tmp_path: Path, boot: Boot, claimed
     path = tmp_path / "file"
     path.write_text("precious")
     with pytest.raises(HostError, match=r"create vm1: ERROR_ALREADY_EXISTS.*file, the console"):
-        Inherited(boot, claimed, str(path))
+        Inherited(boot, claimed, 1, str(path))
     assert path.read_text() == "precious"
 
 
@@ -108,6 +108,17 @@ def test_copies_of_boot_files_are_counted_as_memory(tmp_path: Path) -> None:
     assert copied_mb(Boot("tcg", str(kernel), ""), other, "create vm1") == 0
 
 
+def test_no_more_is_copied_than_there_was_room_for(boot: Boot, claimed: VMDirectory) -> None:
+    for path in (boot.kernel, boot.initrd):
+        os.chmod(path, 0o600)
+    with open(boot.initrd, "ab") as file:
+        file.write(bytes(MIB))
+    with pytest.raises(HostError, match=r"create vm1: ERROR_SHARING_VIOLATION.*initrd has grown"):
+        Inherited(boot, claimed, 1, "")
+    with Inherited(boot, claimed, 2, "") as files:
+        assert os.stat(files.initrd).st_size == os.stat(boot.initrd).st_size
+
+
 def test_a_boot_file_that_has_gone_is_said_to_be_missing(
     tmp_path: Path, boot: Boot, claimed: VMDirectory
 ) -> None:
@@ -115,4 +126,4 @@ def test_a_boot_file_that_has_gone_is_said_to_be_missing(
     with pytest.raises(HostError, match=r"create vm1: ERROR_FILE_NOT_FOUND.*initrd"):
         copied_mb(boot, claimed.record.user, "create vm1")
     with pytest.raises(HostError, match=r"create vm1: ERROR_FILE_NOT_FOUND.*initrd"):
-        Inherited(boot, claimed, "")
+        Inherited(boot, claimed, 1, "")

@@ -409,6 +409,23 @@ def test_a_later_process_with_the_same_id_is_another() -> None:
     assert me().runs
     assert not ProcessName(os.getpid(), me().started + 1).runs
     assert ProcessName(os.getpid(), 0).open() is None
+    assert not evolve(me(), boot="another").runs
+
+
+def test_what_another_container_runs_is_neither_ended_nor_removed(runtime: RuntimeDirectory) -> None:
+    other = evolve(me(), namespace=me().namespace + 1)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        named = ProcessName.of(process.pid)
+        assert named is not None
+        made = runtime.claim(evolve(record(), host=other))
+        made.note(qemu=evolve(named, namespace=other.namespace))
+        runtime.sweep()
+        assert made.path.exists()
+        assert [*runtime.records()] == []
+        assert runtime.adopt("vm1", me()) is None
+        assert process.poll() is None
+        process.kill()
+    made.remove()
 
 
 def test_a_directory_that_others_may_change_is_refused(tmp_path: Path) -> None:

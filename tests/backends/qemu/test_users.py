@@ -30,6 +30,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a pr
 @pytest.fixture
 def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    # Whatever this process may.
+    monkeypatch.setattr(users, "_lacking", str)
 
 
 @pytest.fixture
@@ -91,6 +93,22 @@ def test_each_qemu_of_roots_has_a_user_of_its_own_whatever_its_process_and_until
     assert number(again) == number(taken[0])
     for each in (again, *taken):
         each.close()
+
+
+def test_root_that_may_not_change_its_user_runs_qemu_as_itself_which_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(users, "_PROC", str(tmp_path))
+    # As in a container that has been left nothing but CAP_SETUID.
+    (tmp_path / "status").write_text("CapPrm:\tffffffffffffffff\nCapEff:\t0000000000000080\n")
+    assert chosen("") is None
+    [said] = [each.message for each in caplog.records]
+    assert "has not the capabilities CAP_SETGID, CAP_SETPCAP" in said
+    with pytest.raises(
+        NotSupportedError, match=r"CAP_SETGID, CAP_SETPCAP; nothing was started; .*user='root'"
+    ):
+        chooser("60600", "")
 
 
 @pytest.mark.usefixtures("as_root")

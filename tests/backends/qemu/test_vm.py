@@ -393,12 +393,15 @@ async def test_an_event_about_no_device_is_ignored(tmp_path: Path, kernel: str) 
         assert (await system.properties())["State"] == "Paused"
 
 
-async def test_a_guest_that_does_not_answer_keeps_a_device_for_so_long(tmp_path: Path, kernel: str) -> None:
+async def test_a_guest_that_does_not_answer_keeps_a_device_for_so_long(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvm.backends.qemu.monitor.UNPLUG_SECONDS", 0.05)
     async with entered(tmp_path) as backend:
         await (await backend.create("vm1", document(kernel))).start()
         backend.launcher.started["vm1"].disturb = _lost
         with pytest.raises(HostError, match=r"the guest has not released it in 0.05 s; d1 stays"):
-            await backend._vms["vm1"].monitor.unplug("remove", "d1", 0.05)
+            await backend._vms["vm1"].monitor.unplug("remove", "d1")
 
 
 # VMs that survive.

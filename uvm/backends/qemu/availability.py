@@ -83,6 +83,20 @@ def _runtime(environment: Environment) -> Finding:
     return Finding("limited", text, f"install one: {install('crun')}")
 
 
+def _shares(environment: Environment) -> Finding:
+    try:
+        lacking = environment.kernel_without_shares()
+    except NotSupportedError:
+        return Finding("unknown", "there is no kernel to look at")
+    if not lacking:
+        return Finding("ok", "the guest's kernel has 9p")
+    return Finding(
+        "limited",
+        f"{lacking}, the guest's kernel, has no 9p, as those that are made for clouds: no Plan9 shares",
+        f"install another one: {install('kernel')}; or without installing it: 'uvm image build --fetch'",
+    )
+
+
 def _acceleration(environment: Environment) -> Finding:
     found = environment.acceleration()
     if found is None:
@@ -130,6 +144,7 @@ REQUIREMENTS: Final[tuple[Check[Environment], ...]] = (
 #: What they can do without.
 OPTIONAL: Final[tuple[Check[Environment], ...]] = (
     Check("container runtime", _runtime),
+    Check("shares", _shares),
     Check("acceleration", _acceleration),
     Check("memory", _memory),
 )

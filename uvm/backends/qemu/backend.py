@@ -234,7 +234,7 @@ class QEMUBackend:
         except BaseException:
             directory.remove()
             raise
-        return VM(document, directory, boot, memory)
+        return VM(document, directory, boot, memory, copied)
 
     async def _memory(
         self, machine: VirtualMachine, template: SavedVM | None, copied_mb: int, operation: str
@@ -291,7 +291,7 @@ class QEMUBackend:
             raise
 
     async def _launch(self, vm: VM, document: JSON) -> None:
-        opening = partial(Inherited, vm.boot, vm.directory, vm.console_path)
+        opening = partial(Inherited, vm.boot, vm.directory, vm.copied_mb, vm.console_path)
         with await finish(opening, undo=Inherited.discard) as files:
             vm.console = files.console_socket
             if vm.survives:

@@ -11,7 +11,7 @@ from typing import Final
 
 from uvm.backends.qemu.accel import Accelerator, kvm_problem, recall
 from uvm.backends.qemu.guestimage.cache import default_cache
-from uvm.backends.qemu.guestimage.selection import ImageOptions, Selection, select
+from uvm.backends.qemu.guestimage.selection import ImageOptions, Selection, has_shares, select
 from uvm.backends.qemu.room import available_mb
 from uvm.errors import NotSupportedError
 
@@ -52,6 +52,11 @@ class Environment:
         :raises NotSupportedError: something is missing.
         """
         return select(ImageOptions(), default_cache().downloads)
+
+    def kernel_without_shares(self) -> str:
+        """Return the path of the kernel of the guest image if guests have no Plan9 shares with it."""
+        selected = self.selected()
+        return "" if has_shares(selected) else selected.kernel
 
     def acceleration(self) -> Accelerator | None:
         """Return how guests run; None if that is found out when the first VM is created."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import ExitStack
-from typing import Self
+from typing import BinaryIO, Self
 
 from uvm._repr import showing
 from uvm.backends.qemu.runtime import VMDirectory
@@ -42,6 +41,7 @@ class Inherited:
     """Descriptors that QEMU inherits, which are opened here, and closed once it has started; blocking.
 
     :param directory: the runtime directory of the VM; its record has QEMU's user.
+    :param copied_mb: the room that there is for copies of boot files.
     :param console_path: where QEMU is to listen at its serial port; empty for nowhere.
     :ivar fds: the descriptors.
     :ivar kernel: the path in QEMU of the kernel.
@@ -49,14 +49,17 @@ class Inherited:
     :ivar shares: that of the directory with the links to what is shared.
     :ivar console: what QEMU listens at its serial port with: the value of a ``-chardev`` without its id.
     :ivar console_socket: the socket that it listens at; None for none. It is left to the VM to remove.
-    :raises HostError: a file cannot be opened, or there can be no socket; ERROR_FILE_NOT_FOUND if a file, or
-        the directory of the console, is gone; ERROR_ALREADY_EXISTS if something is at the console's path.
+    :raises HostError: a file cannot be opened, or has grown, or there can be no socket; ERROR_FILE_NOT_FOUND
+        if a file, or the directory of the console, is gone; ERROR_ALREADY_EXISTS if something is at the
+        console's path.
     """
 
-    def __init__(self, boot: Boot, directory: VMDirectory, console_path: str) -> None:
+    def __init__(self, boot: Boot, directory: VMDirectory, copied_mb: int, console_path: str) -> None:
         self.fds: list[int] = []
         self.console_socket: SocketFile | None = None
         self._user = directory.record.user
+        self._operation = f"create {directory.record.id}"
+        self._room = copied_mb * MIB
         with ExitStack() as undo:
             self._undo = undo
             try:
@@ -65,11 +68,10 @@ class Inherited:
                 self.shares: str = self._add(os.open(directory.shares, os.O_PATH | os.O_CLOEXEC))
                 self.console: str = self._listening(console_path)
             except OSError as error:
-                operation = f"create {directory.record.id}"
                 taken = error.errno == errno.EADDRINUSE
                 text = f"{console_path}, the console, is there already" if taken else str(error)
                 code = HResult.ERROR_ALREADY_EXISTS if taken else hresult_of(error)
-                raise HostError(operation, code, text) from error
+                raise HostError(self._operation, code, text) from error
             self._undo = undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -94,8 +96,16 @@ class Inherited:
             # Its user may not open it, even so: it gets a copy, in memory.
             found = self._add(os.memfd_create("uvm-boot", os.MFD_CLOEXEC))
             with open(self.fds[-1], "wb", closefd=False) as copy:
-                shutil.copyfileobj(file, copy)
+                self._copy(file, copy, path)
             return found
+
+    def _copy(self, file: BinaryIO, copy: BinaryIO, path: str) -> None:
+        while data := file.read(MIB):
+            self._room -= len(data)
+            if self._room < 0:
+                text = f"{path} has grown since there was found to be room for it; nothing was started"
+                raise HostError(self._operation, HResult.ERROR_SHARING_VIOLATION, text)
+            copy.write(data)
 
     def _listening(self, path: str) -> str:
         if not path:

@@ -78,14 +78,14 @@ class Monitor:
         except QMPClosedError as error:
             raise self._exit.error(operation) from error
 
-    async def unplug(self, operation: str, device: str, seconds: float = UNPLUG_SECONDS) -> None:
+    async def unplug(self, operation: str, device: str) -> None:
         """Have QEMU unplug a device, and wait until the guest has released it.
 
         :raises HostError: the guest refuses, or does not answer in time; the device stays.
         """
         asked = self._unplugs[device] = _Unplug()
         try:
-            with anyio.move_on_after(seconds) as limit:
+            with anyio.move_on_after(UNPLUG_SECONDS) as limit:
                 await self.ask(operation, "device_del", {"id": device})
                 await asked.over.wait()
         finally:
@@ -93,7 +93,7 @@ class Monitor:
         if self.qmp.closed:
             raise self._exit.error(operation)
         if asked.refused or limit.cancelled_caught:
-            why = "refuses to release it" if asked.refused else f"has not released it in {seconds:g} s"
+            why = "refuses to release it" if asked.refused else f"has not released it in {UNPLUG_SECONDS:g} s"
             raise HostError(f"{operation} {self.id}", HResult.E_FAIL, f"the guest {why}; {device} stays")
 
     async def console(self) -> str:

@@ -50,6 +50,7 @@ from attrs import asdict, define, evolve, field, frozen
 
 from uvm.backend import JSON
 from uvm.backends.qemu.cgroups import Cgroup
+from uvm.backends.qemu.homes import user_directory
 from uvm.backends.qemu.locks import keep, locked, open_lock, release, try_lock
 from uvm.backends.qemu.users import Choose, Chosen, Identity
 from uvm.errors import HostError, HostPathError
@@ -74,22 +75,47 @@ _KILL_SECONDS: Final = 5.0
 
 
 def default_runtime_directory() -> str:
-    """Return the runtime directory of this user."""
+    """Return the runtime directory of this user.
+
+    :raises NotSupportedError: the user has no home directory.
+    """
     # That of a user namespace may not write there.
     if os.getuid() == 0 and os.access("/run", os.W_OK):
         return "/run/uvm"
-    base = os.environ.get("XDG_STATE_HOME", "")
-    # The specification has relative paths ignored.
-    home = base if os.path.isabs(base) else os.path.expanduser("~/.local/state")
-    return f"{home}/uvm/vms"
+    return str(user_directory("XDG_STATE_HOME", ".local/state") / "uvm/vms")
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", "")
+
+
+def _namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 @frozen
 class ProcessName:
-    """A process, by what no later one has: its id and when it started, in ticks since the boot."""
+    """A process, by what no other has.
+
+    :ivar started: when it started, in ticks since the boot.
+    :ivar boot: the boot of the machine, by its id.
+    :ivar namespace: the namespace of process ids in which it has its own: those of containers differ.
+    """
 
     pid: int
     started: int
+    boot: str = field(factory=_boot)
+    namespace: int = field(factory=_namespace)
+
+    def written(self) -> str:
+        """Return it as text, which a name of a file may have."""
+        return f"{self.pid}-{self.started}-{self.boot}-{self.namespace}"
+
+    @classmethod
+    def read(cls, text: str) -> ProcessName:
+        """Return a name from its text; ValueError if it is none."""
+        pid, started, boot, namespace = text.split("-")
+        return cls(int(pid), int(started), boot, int(namespace))
 
     @classmethod
     def of(cls, pid: int) -> ProcessName | None:
@@ -106,8 +132,13 @@ class ProcessName:
 
     @property
     def runs(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is seen to run."""
         return ProcessName.of(self.pid) == self
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it has its id in another namespace, so that it cannot be seen whether it runs."""
+        return self.boot == _boot() and self.namespace != _namespace()
 
     def open(self) -> int | None:
         """Return a pidfd of the process; None if it has ended."""

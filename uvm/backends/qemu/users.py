@@ -20,9 +20,10 @@ by running: keep that user from being chosen. Containers with a ``/run`` of thei
 locks, which is why the first number that is tried is random.
 
 In a user namespace without these users, root is itself an ordinary user outside. QEMU stays that one then,
-with no capability of the namespace.
+with no capability of the namespace. So it does where root may not change its user, as in a container without
+capabilities.
 
-Source: setpriv(1); user_namespaces(7); systemd's docs/UIDS-GIDS.md.
+Source: setpriv(1); user_namespaces(7); capabilities(7); systemd's docs/UIDS-GIDS.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import errno
 import os
 import pwd
 import random
+import re
 import stat
 import subprocess
 import tempfile
@@ -55,6 +57,8 @@ USERS: Final = 512
 _LOCKS: Final = "/run/uvm-users"
 _PROC: Final = "/proc/self"
 _KVM: Final = "/dev/kvm"
+#: The capabilities that setpriv uses, by their numbers in the kernel's headers.
+_NEEDED: Final = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8}
 
 _log = Log("uvm")
 
@@ -136,6 +140,11 @@ def chooser(name: str, fallback: str) -> Choose:
             f"run QEMU as {name}: only a process of root's starts others as another user, and this one is "
             f"of user {os.geteuid()}; nothing was started; leave out `user`"
         )
+    if lacking := _lacking():
+        raise NotSupportedError(
+            f"run QEMU as {name}: this process of root's has not the capabilities {lacking}; nothing was "
+            "started; start it with them, or create the backend with user='root'"
+        )
     if not _changeable(found.uid, found.gid):
         raise NotSupportedError(
             f"run QEMU as {name}: the user namespace of this process has no user {found.uid} "
@@ -146,6 +155,14 @@ def chooser(name: str, fallback: str) -> Choose:
 
 def _unnamed(fallback: str) -> Choose:
     if os.geteuid() != 0:
+        return Chosen
+    if lacking := _lacking():
+        _log.warning(
+            None,
+            "QEMU runs as root, as this process has not the capabilities %s that give it a user of its own: "
+            "a guest that escapes has the rights of this process",
+            lacking,
+        )
         return Chosen
     if _changeable(FIRST_USER, FIRST_USER) and _changeable(FIRST_USER + USERS - 1, FIRST_USER + USERS - 1):
         return _Own(fallback)
@@ -159,6 +176,15 @@ def _unnamed(fallback: str) -> Choose:
         FIRST_USER + USERS - 1,
     )
     return lambda: Chosen(Identity(0, 0))
+
+
+def _lacking() -> str:
+    """Return the capabilities without which a process of root's starts none as another user."""
+    with suppress(OSError):
+        found = re.search(r"^CapEff:\s*(\w+)$", Path(_PROC, "status").read_text(), re.M)
+        held = int(found[1], 16) if found else -1
+        return ", ".join(name for name, number in _NEEDED.items() if not held >> number & 1)
+    return ""
 
 
 def _changeable(uid: int, gid: int) -> bool:

@@ -78,13 +78,21 @@ class VM:
     :ivar lifetime: the process of QEMU.
     :ivar devices: the devices that come and go.
     :ivar memory: its memory.
+    :ivar copied_mb: the memory that copies of its boot files may take.
     :ivar image: keeps the guest image that it boots from being pruned; None for none.
     :ivar saved: what it was saved as, a template; None before. Its QEMU ends then, and not the VM.
     :ivar console: the socket of its serial port; None if there is none.
     :ivar handles: how many handles are open.
     """
 
-    def __init__(self, document: ComputeSystem, directory: VMDirectory, boot: Boot, memory: Memory) -> None:
+    def __init__(
+        self,
+        document: ComputeSystem,
+        directory: VMDirectory,
+        boot: Boot,
+        memory: Memory,
+        copied_mb: int = 0,
+    ) -> None:
         assert document.virtual_machine is not None
         self.document: ComputeSystem = document
         self.machine: VirtualMachine = document.virtual_machine
@@ -92,6 +100,7 @@ class VM:
         self.boot: Boot = boot
         self.state: State = "Created"
         self.memory: Memory = memory
+        self.copied_mb: int = copied_mb
         self.image: Hold | None = None
         self.saved: SavedVM | None = None
         self.handles: int = 0

@@ -337,6 +337,11 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache().root == tmp_path / ".cache/uvm"
+    # As in a container that is run as a user whom it does not have.
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 1 << 30)
+    with pytest.raises(NotSupportedError, match=r"user 1073741824 has no home directory .*XDG_CACHE_HOME"):
+        default_cache()
 
 
 @pytest.mark.anyio

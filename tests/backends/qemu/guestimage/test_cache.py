@@ -67,11 +67,26 @@ def test_what_names_processes_that_have_ended_is_forgotten_and_what_cannot_be_na
     for started in (1, 2, me().started):
         held.keep_for(evolve(me(), started=started))
     [left] = image.directory.glob(".used-*")
-    assert left.name == f".used-{os.getpid()}-{me().started}"
+    assert left.name == f".used-{me().written()}"
     shutil.rmtree(image.directory)
     with pytest.raises(HostPathError, match="cannot be made there: No such file"):
         held.keep_for(me())
     held.close()
+
+
+def test_a_process_of_another_container_may_run_and_one_of_an_earlier_boot_does_not(cache: Cache) -> None:
+    image = put(cache)
+    held = image.hold()
+    assert held is not None
+    elsewhere = evolve(me(), namespace=me().namespace + 1)
+    for name in (elsewhere, evolve(me(), boot="0"), evolve(elsewhere, boot="0")):
+        held.keep_for(name)
+    held.close()
+    assert not cache.prune(image)
+    [left] = image.directory.glob(".used-*")
+    assert left.name == f".used-{elsewhere.written()}"
+    left.unlink()
+    assert cache.prune(image)
 
 
 def test_a_process_that_has_an_image_locked_for_itself_keeps_others_waiting_for_a_moment_only(

@@ -50,7 +50,8 @@ class Distribution:
         (root / "files/etc").mkdir()
         for package, lines in DEPENDS.items():
             (root / package).write_text("\n".join([package, *lines, ""]))
-        self.tool("apt-cache", f'cat "{root}/$2"')
+        # Its words are those of its user's language.
+        self.tool("apt-cache", f'[ "$LC_ALL" = C.UTF-8 ] && cat "{root}/$2"')
         self.tool("apt-get", f'echo "$@" >> {root}/calls; shift; for each; do touch "$each.deb"; done')
         self.tool(
             "dpkg-deb", f'[ $1 = --show ] && echo $(basename "$2" .deb) 6.8 || cp -r {root}/files/. "$3"'

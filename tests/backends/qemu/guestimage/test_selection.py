@@ -10,7 +10,7 @@ import pytest
 from tests.backends.qemu.guestimage.made import RELEASE, bzimage
 from uvm.backends.qemu.guestimage import selection as module
 from uvm.backends.qemu.guestimage.interpreter import this_interpreter
-from uvm.backends.qemu.guestimage.selection import ImageOptions, Selection, select
+from uvm.backends.qemu.guestimage.selection import ImageOptions, Selection, has_shares, select
 from uvm.errors import NotSupportedError, OptionsError
 
 
@@ -65,6 +65,24 @@ def test_the_kernel_that_runs_comes_before_newer_ones(machine: Path, tmp_path: P
     kernel(machine, "6.1.0-9-a")
     kernel(machine, "6.1.0-5-running")
     assert chosen(tmp_path).release == "6.1.0-5-running"
+
+
+@pytest.mark.parametrize("built_in", [False, True])
+def test_a_kernel_without_shares_is_the_last_that_is_taken(
+    machine: Path, tmp_path: Path, built_in: bool
+) -> None:
+    kernel(machine, "6.1.0-5-running")
+    found = chosen(tmp_path)
+    assert (found.release, has_shares(found)) == ("6.1.0-5-running", False)
+    kernel(tmp_path / "downloads/linux", "5.10")
+    modules = tmp_path / "downloads/linux/lib/modules/5.10"
+    if built_in:
+        (modules / "modules.builtin").write_text("kernel/fs/a.ko\nkernel/net/9p/9pnet_virtio.ko\n")
+    else:
+        (modules / "kernel/net/9p").mkdir(parents=True)
+        (modules / "kernel/net/9p/9pnet_virtio.ko.zst").touch()
+    found = chosen(tmp_path)
+    assert (found.release, has_shares(found)) == ("5.10", True)
 
 
 def test_a_kernel_may_be_with_its_modules(machine: Path, tmp_path: Path) -> None:

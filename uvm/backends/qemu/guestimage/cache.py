@@ -7,7 +7,8 @@ that others that want the same wait and find it. What a builder that was killed 
 A process that has a VM holds a shared lock of the directory of its image until the VM has ended: clones are
 started from the files of their template's image, and a VM that is saved is compared with them. A QEMU that
 survives that process is named in the directory, and holds no lock, with which a guest that has escaped could
-keep others from the image. What is locked, or has the name of a process that runs, is not pruned. An image is
+keep others from the image. What is locked, or has the name of a process that runs, is not pruned; one of
+another container's, which is not seen here, counts as running until the machine boots again. An image is
 removed by renaming it first, so that there is none in part.
 """
 
@@ -28,6 +29,7 @@ from uuid import uuid4
 from attrs import define, frozen
 
 from uvm.backends.qemu.guestimage.sources import sha256_of
+from uvm.backends.qemu.homes import user_directory
 from uvm.backends.qemu.locks import keep, locked, open_lock, release, try_lock
 from uvm.errors import HostError, HostPathError, NotSupportedError, UVMError
 from uvm.hresult import HResult
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 _MANIFEST: Final = "manifest.json"
 _UNFINISHED: Final = ".unfinished-"
-#: Begins the name of the file that names a process: its id, and when it started.
+#: Begins the name of the file that names a process.
 _USED: Final = ".used-"
 #: How long one that prunes an image may take.
 _HOLD_SECONDS: Final = 10.0
@@ -76,7 +78,7 @@ class Hold:
         :raises HostPathError: the process cannot be noted.
         """
         _is_used(self.fd)
-        name = f"{_USED}{process.pid}-{process.started}"
+        name = f"{_USED}{process.written()}"
         try:
             os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self.fd))
         except OSError as error:
@@ -298,14 +300,14 @@ class Cache:
 
 
 def _is_used(fd: int) -> bool:
-    """Return whether a process runs that is named in an image's directory; forget those that have ended."""
+    """Return whether a process may run that an image's directory names; forget those that have ended."""
     from uvm.backends.qemu.runtime import ProcessName
 
     used = False
     for name in os.listdir(fd):
         if name.startswith(_USED):
-            pid, _, started = name.removeprefix(_USED).partition("-")
-            if ProcessName(int(pid), int(started)).runs:
+            process = ProcessName.read(name.removeprefix(_USED))
+            if process.runs or process.is_hidden:
                 used = True
             else:
                 # Another process may forget it at the same time.
@@ -315,8 +317,8 @@ def _is_used(fd: int) -> bool:
 
 
 def default_cache() -> Cache:
-    """Return the cache of the user who runs this."""
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    # The specification has relative paths ignored.
-    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    return Cache(home / "uvm")
+    """Return the cache of the user who runs this.
+
+    :raises NotSupportedError: the user has no home directory.
+    """
+    return Cache(user_directory("XDG_CACHE_HOME", ".cache") / "uvm")

@@ -57,7 +57,8 @@ class Elf:
     def interpreter(self) -> str | None:
         """The loader that runs it; None if it is linked statically, or a library."""
         found = next((each for each in self._segments if each.kind == _PT_INTERP), None)
-        return self._bytes(found.offset, found.size).rstrip(b"\0").decode() if found else None
+        path = b"" if found is None else self._bytes(found.offset, found.size)
+        return path.rstrip(b"\0").decode(errors="surrogateescape") or None
 
     @property
     def needed(self) -> list[str]:

@@ -7,6 +7,7 @@ hold, kernel, modules and licences are kept, in a root directory of their own be
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -92,7 +93,14 @@ def _download(packages: list[str], directory: Path, root: Path, progress: Callab
 
 def _run(command: list[str], cwd: Path | None = None, *, check: bool = True) -> str:
     done = subprocess.run(
-        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        # Their words are translated.
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
     )
     if check and done.returncode:
         last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]

@@ -20,6 +20,8 @@ _ROOT: Final = Path("/")
 _FETCH: Final = "have it downloaded without installing it: 'uvm image build --fetch' (where there is apt-get)"
 
 
+#: The module without which a guest has no Plan9 shares.
+_9P: Final = "kernel/net/9p/9pnet_virtio.ko"
 #: The first processes of guests.
 _AGENT: Final = "uvm.agent.__main__"
 _FORWARDER: Final = "uvm.agent.forwarder"
@@ -144,13 +146,32 @@ def _modules_of(kernel: Kernel, path: str, given: str | None) -> str:
 
 
 def _candidates(downloads: Path) -> list[tuple[str, str, str]]:
-    """Return the kernels that have modules: the one that runs, then the newest; then downloads."""
+    """Return the kernels that have modules: the one that runs, then the newest; then downloads.
+
+    Those that have no shares come last.
+    """
     running = platform.release()
     installed = _kernels_below(_ROOT)
     installed.sort(key=lambda each: (each[2] == running, _natural(each[2])), reverse=True)
     roots = list(downloads.iterdir()) if downloads.is_dir() else []
     downloaded = [each for root in roots for each in _kernels_below(root)]
-    return installed + sorted(downloaded, key=lambda each: _natural(each[2]), reverse=True)
+    downloaded.sort(key=lambda each: _natural(each[2]), reverse=True)
+    return sorted(installed + downloaded, key=lambda each: not _has_9p(each[1]))
+
+
+def has_shares(selection: Selection) -> bool:
+    """Return whether guests can use Plan9 shares: kernels that are made for clouds lack 9p."""
+    return _has_9p(selection.modules)
+
+
+def _has_9p(modules: str) -> bool:
+    # As a module, in whatever form; or built in.
+    if any(Path(modules).glob(f"{_9P}*")):
+        return True
+    try:
+        return f"{_9P}\n" in Path(modules, "modules.builtin").read_text("utf-8", "replace")
+    except OSError:
+        return False
 
 
 def _kernels_below(root: Path) -> list[tuple[str, str, str]]:
