@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 
 import uvm
 from tests import conftest
+from tests.descriptors import collect
 from uvm._sync.loop import Loop
 
 
@@ -19,7 +19,7 @@ def end_of_loops() -> None:
     loops = [thread for thread in threading.enumerate() if isinstance(thread, Loop)]
     if loops:
         # A context of a frame that a traceback keeps.
-        gc.collect()
+        collect()
     for thread in loops:
         thread.join(60)
         assert not thread.is_alive(), "the thread of uvm.sync is left"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 
 import uvm
 import uvm.sync
+from tests.descriptors import collect
 from uvm._sync.files import ProcessInput, ProcessOutput
 from uvm._sync.loop import Loop, running
 from uvm.devices.scsi import ScsiSlot
@@ -119,7 +119,7 @@ def test_a_file_that_is_forgotten_closes_nothing() -> None:
 
     for kind in (ProcessInput, ProcessOutput):
         kind(Stream())
-        gc.collect()
+        collect()
         assert closed == []
         kind(Stream()).close()
         assert closed.pop() == "closed"

@@ -16,10 +16,18 @@ import anyio.lowlevel
 import pytest
 import trio
 
+from tests.descriptors import collect
 from uvm import FakeBackend, LCOWOptions, UtilityVM, start_vm
 from uvm._home import trio_lowlevel
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _frozen() -> None:
+    """Have what was there before left out when objects are counted, as they are again and again."""
+    collect()
+
 
 _VMS: Final = 20
 #: The standing task, the reader of the guest's log, and that of the connection to the guest.

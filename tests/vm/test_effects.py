@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 import uvm
 from tests.clocks import jumping_backends
+from tests.descriptors import collect
 from tests.vm.support import DISK, Attempt, host_backend, lcow, quiet, running, wcow
 from uvm.backends.fake import FakeBackend
 from uvm.errors import HostError, UVMError, VMExitedError, VMStateError
@@ -199,7 +199,7 @@ async def test_an_event_loop_that_cancels_every_task_at_any_step_closes_the_vm(
     if anyio_backend_name != "asyncio":
         pytest.skip("trio has no cancellation of a task")
     backends = [await _left_by_all_tasks_being_cancelled(turns) for turns in range(0, 120, 10)]
-    gc.collect()
+    collect()
     assert [backend.leftovers() for backend in backends] == [[]] * len(backends)
 
 

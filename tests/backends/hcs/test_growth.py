@@ -1,8 +1,7 @@
-"""Thousands of calls, most of which fail, leave nothing behind."""
+"""A thousand calls, most of which fail, leave nothing behind."""
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ import pytest
 from tests.backends.hcs.harness import Host
 from tests.backends.hcs.resources import Resources
 from tests.backends.hcs.support import driven, relayed, started
+from tests.descriptors import collect
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.system import HCSSystem
 from uvm.errors import HostError
@@ -27,8 +27,8 @@ ACCOUNT = '{"Error": -2147467259, "ErrorMessage": "it did not work"}'
 RESIZE = {"ResourcePath": MemorySize.PATH, "RequestType": "Update", "Settings": 1024}
 CAT = {"CommandArgs": ["cat"], "CreateStdInPipe": True, "CreateStdOutPipe": True}
 
-OPERATIONS = 3000
-OPENINGS = 200
+OPERATIONS = 1000
+OPENINGS = 100
 PROCESSES = 50
 #: More threads never block at once (:class:`~uvm.backends.workers.Workers`).
 POOL = 8
@@ -148,5 +148,5 @@ async def settled(host: Host) -> Resources:
     await all_else_closed(host)
     host.double.drain()
     await anyio.wait_all_tasks_blocked()
-    gc.collect()
+    collect()
     return Resources.of(host.double)

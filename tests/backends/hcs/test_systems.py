@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from attrs import evolve
 from tests.backends.fake.support import SERVICE, expect_refusal, lcow
 from tests.backends.hcs.hostmachine import FakeMachine, FakeWorkingSet
 from tests.backends.hcs.support import driven, started
+from tests.descriptors import collect
 from uvm.backends.hcs import handles
 from uvm.backends.hcs.backend import HCSBackend
 from uvm.backends.hcs.system import HCSSystem
@@ -277,7 +277,7 @@ async def test_a_listener_that_was_closed_is_forgotten() -> None:
     async with driven() as (_, backend), started(backend) as system:
         for _ in range(10):
             await (await system.listen(SERVICE)).aclose()
-        gc.collect()
+        collect()
         assert not list(system._listeners)
 
 
@@ -306,7 +306,7 @@ async def test_a_forgotten_handle_is_closed_at_the_end_of_the_interpreter(
     monkeypatch.setattr(handles, "END_SECONDS", 20.0)
     async with driven() as (host, backend):
         await backend.create("vm1", lcow())
-        gc.collect()
+        collect()
         # It still finds what it reports.
         host.event("vm1", CRASH_REPORT, "{}")
         await anyio.to_thread.run_sync(handles.close_all)
