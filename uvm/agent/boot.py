@@ -26,6 +26,7 @@ from uvm.agent.modules import Modules
 HOST_NAME: Final = "uvm"
 #: The name of the port that carries the mux.
 PORT: Final = "uvm.mux"
+_PORTS: Final = "/sys/class/virtio-ports"
 #: How long the port may take to appear, in seconds.
 _PORT_SECONDS: Final = 60.0
 
@@ -92,18 +93,18 @@ def open_port(modules: Modules) -> int:
     """
     modules.need(*EARLY)
     for _ in attempts(_PORT_SECONDS):
-        path = find_port()
+        path = _find_port()
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
                 return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     raise TimeoutError(f"the VM has no port {PORT}")
 
 
-def find_port(sys: str = "/sys/class/virtio-ports") -> str | None:
+def _find_port() -> str | None:
     """Return the device of the port; None if it is not there yet."""
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(sys):
-            with open(f"{sys}/{name}/name", encoding="utf-8") as file:
+        for name in os.listdir(_PORTS):
+            with open(f"{_PORTS}/{name}/name", encoding="utf-8") as file:
                 if file.read().strip() == PORT:
                     return f"/dev/{name}"
     return None

@@ -28,6 +28,9 @@ SECTOR: Final = 512
 _MOST_BYTES: Final = (1 << 63) - 1
 _MOST_BLOCK: Final = 1 << 20
 
+#: Of the control node, and of the nodes of devices.
+_DIRECTORY: Final = "/dev/mapper"
+
 _HEADER: Final = struct.Struct("<3I5i2IQ128s129s7x")
 _TARGET: Final = struct.Struct("<2QiI16s")
 _CREATE, _REMOVE, _RESUME, _LOAD = 3, 4, 6, 9
@@ -87,13 +90,10 @@ def request(name: str, target: Target | None = None) -> bytearray:
 
 
 class Mapper:
-    """The device mapper of the kernel.
+    """The device mapper of the kernel."""
 
-    :param directory: the directory of its control node and of the nodes of its devices.
-    """
-
-    def __init__(self, modules: Modules, directory: str = "/dev/mapper") -> None:
-        self._modules, self._directory = modules, directory
+    def __init__(self, modules: Modules) -> None:
+        self._modules = modules
 
     def create(self, name: str, target: Target, seconds: float = 5.0) -> str:
         """Create a device, and return its path. Errors that may pass are tried again for a while.
@@ -107,7 +107,7 @@ class Mapper:
             raise Refused(f"failed to create dm-{target.kind} target {name}: {reason(error)}") from None
 
     def _create(self, name: str, target: Target) -> str:
-        path = f"{self._directory}/{name}"
+        path = f"{_DIRECTORY}/{name}"
         with self._control() as control:
             answer = request(name)
             _ioctl(control, _CREATE, answer)
@@ -130,13 +130,13 @@ class Mapper:
         :raises OSError: it is in use, or there is none.
         """
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._directory}/{name}")
+            os.unlink(f"{_DIRECTORY}/{name}")
         with self._control() as control:
             _tried(lambda: _ioctl(control, _REMOVE, request(name)), seconds, errno.EBUSY)
 
     @contextlib.contextmanager
     def _control(self) -> Iterator[int]:
-        fd = os.open(f"{self._directory}/control", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"{_DIRECTORY}/control", os.O_RDWR | os.O_CLOEXEC)
         try:
             yield fd
         finally:

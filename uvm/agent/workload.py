@@ -36,18 +36,17 @@ def protect_agent() -> None:
 class Workload:
     """The cgroup. Making one sets it up."""
 
-    def __init__(self, total: int, root: str = ROOT) -> None:
-        self._root = root
+    def __init__(self, total: int) -> None:
         for controller in _CONTROLLERS:
             # A kernel may lack one.
             with contextlib.suppress(OSError):
-                _write(f"{root}/cgroup.subtree_control", f"+{controller}")
-        os.makedirs(f"{root}{PROCESSES}", exist_ok=True)
+                _write(f"{ROOT}/cgroup.subtree_control", f"+{controller}")
+        os.makedirs(f"{ROOT}{PROCESSES}", exist_ok=True)
         with contextlib.suppress(OSError):
-            _write(f"{root}{PROCESSES}/memory.max", str(most_bytes(total)))
+            _write(f"{ROOT}{PROCESSES}/memory.max", str(most_bytes(total)))
         self._starting = 0
         self._lock = threading.Lock()
-        self._members = os.open(f"{root}{PROCESSES}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        self._members = os.open(f"{ROOT}{PROCESSES}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
     def start(self, start: Callable[[], int]) -> int:
         """Start a process of the workload by a function that returns its id."""
@@ -73,7 +72,7 @@ class Workload:
 
     def _move_strays(self) -> None:
         """Move what is outside of a cgroup, but for the agent and the threads of the kernel."""
-        with open(f"{self._root}/cgroup.procs", encoding="ascii") as file:
+        with open(f"{ROOT}/cgroup.procs", encoding="ascii") as file:
             pids = [int(line) for line in file]
         for pid in pids:
             if pid != os.getpid():
@@ -98,15 +97,15 @@ class Workload:
         self._set_frozen("0")
 
     def _groups(self) -> list[str]:
-        return [name for name in (PROCESSES, PODS) if os.path.isdir(self._root + name)]
+        return [name for name in (PROCESSES, PODS) if os.path.isdir(ROOT + name)]
 
     def _set_frozen(self, value: str) -> None:
         for name in self._groups():
-            _write(f"{self._root}{name}/cgroup.freeze", value)
+            _write(f"{ROOT}{name}/cgroup.freeze", value)
 
     def _are_frozen(self) -> bool:
         for name in self._groups():
-            with open(f"{self._root}{name}/cgroup.events", encoding="ascii") as file:
+            with open(f"{ROOT}{name}/cgroup.events", encoding="ascii") as file:
                 if "frozen 1" not in file.read():
                     return False
         return True

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from uvm.backend import JSON, HostInfo
 from uvm.backends.fake.clock import FakeClock
 from uvm.backends.fake.host import Host
 from uvm.backends.fake.vm import FakeVM
-from uvm.errors import HostError
-from uvm.hresult import HResult
+from uvm.backends.requests import properties
 from uvm.schema import properties as schema
 from uvm.schema.common import MIB, PAGE_BYTES, RS5, V19H1, V20H1, V21H2_SERVER, V21H2_WIN11, Version
 from uvm.schema.json import to_json
@@ -26,45 +24,34 @@ _KERNEL: Final = 0.4
 _SCHEMAS: Final = ((V21H2_WIN11, 6), (V21H2_SERVER, 5), (V20H1, 3), (V19H1, 2), (RS5, 1))
 
 
-#: The field of the answer that holds a property, empty for those that are responses only; and its value.
-_PROPERTIES: Final[dict[str, tuple[str, Callable[[FakeVM, HostInfo, FakeClock], Any]]]] = {
-    schema.PROPERTY_MEMORY: ("Memory", lambda vm, info, clock: to_json(_memory(vm))),
-    schema.PROPERTY_STATISTICS: ("Statistics", lambda vm, info, clock: to_json(_statistics(vm, clock))),
-    schema.PROPERTY_GUEST_CONNECTION: (
-        "GuestConnectionInfo",
-        lambda vm, info, clock: to_json(_guest_connection(vm)),
-    ),
-    schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED: (
-        "TerminateOnLastHandleClosed",
-        lambda vm, info, clock: vm.ends_with_last_handle,
-    ),
-    schema.PROPERTY_SYSTEM_GUID: ("SystemGUID", lambda vm, info, clock: vm.runtime_id),
-    schema.PROPERTY_PROCESSOR_TOPOLOGY: ("", lambda vm, info, clock: to_json(_host_processors(info))),
-    schema.PROPERTY_CPU_GROUP: ("", lambda vm, info, clock: vm.tree.topology.group_document()),
-}
-
-
 def query(
     vm: FakeVM, types: tuple[str, ...], queries: tuple[str, ...], info: HostInfo, clock: FakeClock
 ) -> JSON:
-    """Return the properties of the named types, on top of the summary.
+    """Return the properties of the named types, on top of the summary: see :func:`.properties.answer`.
 
-    :param queries: the types that are asked for as ``Queries`` and answered in ``PropertyResponses``, as are
-        those types that have no field of their own.
     :raises HostError: HCS_E_INVALID_JSON for an unknown type; a type needs a running VM and this one is not.
     """
-    answer = vm.summary()
-    responses: JSON = {}
-    for name in (*types, *queries):
-        if name not in _PROPERTIES:
-            raise HostError(f"query {vm.id}", HResult.HCS_E_INVALID_JSON, f"unknown property {name!r}")
-        field, value = _PROPERTIES[name]
-        found = value(vm, info, clock)
-        if name in types and field:
-            answer[field] = found
-        if name in queries or not field:
-            responses[name] = {"Response": found}
-    return {**answer, "PropertyResponses": responses} if responses else answer
+    values = {name: _value(vm, info, clock, name) for name in (*types, *queries)}
+    return properties.answer(vm.summary(), values, types, queries)
+
+
+def _value(vm: FakeVM, info: HostInfo, clock: FakeClock, name: str) -> Any:
+    match name:
+        case schema.PROPERTY_MEMORY:
+            return to_json(_memory(vm))
+        case schema.PROPERTY_STATISTICS:
+            return to_json(_statistics(vm, clock))
+        case schema.PROPERTY_GUEST_CONNECTION:
+            return to_json(_guest_connection(vm))
+        case schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED:
+            return vm.ends_with_last_handle
+        case schema.PROPERTY_SYSTEM_GUID:
+            return vm.runtime_id
+        case schema.PROPERTY_PROCESSOR_TOPOLOGY:
+            return to_json(_host_processors(info))
+        case schema.PROPERTY_CPU_GROUP:
+            return vm.tree.topology.group_document()
+    raise properties.unknown(f"query {vm.id}", name)
 
 
 def service_property(name: str, host: Host) -> JSON:
@@ -85,7 +72,7 @@ def service_property(name: str, host: Host) -> JSON:
             return {"Instances": []}
         case "QoSCapabilities":
             return {"ProcessorQoSSupported": True}
-    raise HostError("query the compute service", HResult.HCS_E_INVALID_JSON, f"unknown property {name!r}")
+    raise properties.unknown("query the compute service", name)
 
 
 def _host_processors(info: HostInfo) -> schema.ProcessorTopology:
@@ -118,17 +105,7 @@ def _memory(vm: FakeVM) -> schema.MemoryInformationForVm:
     size = topology.size_in_mb * MIB
     # A VM without overcommit has all of its memory from the start.
     assigned = (_used_bytes(vm) if topology.memory.allow_overcommit else size) // PAGE_BYTES
-    memory = schema.VmMemory(
-        available_memory=(size - _used_bytes(vm)) // MIB,
-        reserved_memory=size // PAGE_BYTES,
-        assigned_memory=assigned,
-    )
-    node = schema.VirtualNodeInfo(
-        virtual_processor_count=topology.processor.count, memory_usage_in_pages=assigned
-    )
-    return schema.MemoryInformationForVm(
-        virtual_node_count=1, virtual_machine_memory=memory, virtual_nodes=[node]
-    )
+    return properties.memory(size, _used_bytes(vm), assigned, topology.processor.count)
 
 
 def _statistics(vm: FakeVM, clock: FakeClock) -> schema.Statistics:

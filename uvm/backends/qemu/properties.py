@@ -13,7 +13,7 @@ A type that is not known is refused with HCS_E_INVALID_JSON, as HCS does.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from attrs import frozen
 from uvm._repr import Value
 from uvm.backend import JSON, HostInfo
 from uvm.backends.qemu.vm import VM
+from uvm.backends.requests import properties
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema import properties as schema
@@ -67,24 +68,32 @@ class Usage(Value):
 
 
 async def query(vm: VM, info: HostInfo, types: Sequence[str], queries: Sequence[str] = ()) -> JSON:
-    """Return the properties of the named types, on top of the summary.
+    """Return the properties of the named types, on top of the summary: see :func:`.properties.answer`.
 
-    :param queries: the types that are asked for as ``Queries`` and answered in ``PropertyResponses``, as are
-        those types that have no field of their own.
     :raises HostError: HCS_E_INVALID_JSON for an unknown type; a type needs a running VM and this one is not.
     """
-    for name in (*types, *queries):
-        if name not in _PROPERTIES:
-            raise HostError(f"query {vm.id}", HResult.HCS_E_INVALID_JSON, f"unknown property {name!r}")
-    answer, responses = vm.summary(), JSON()
-    for name in dict.fromkeys((*types, *queries)):
-        field, value = _PROPERTIES[name]
-        found = await value(vm, info)
-        if name in types and field:
-            answer[field] = found
-        if name in queries or not field:
-            responses[name] = {"Response": found}
-    return {**answer, "PropertyResponses": responses} if responses else answer
+    values = {name: await _value(vm, info, name) for name in dict.fromkeys((*types, *queries))}
+    return properties.answer(vm.summary(), values, types, queries)
+
+
+async def _value(vm: VM, info: HostInfo, name: str) -> Any:
+    match name:
+        case schema.PROPERTY_MEMORY:
+            return _memory(vm)
+        case schema.PROPERTY_STATISTICS:
+            return await _statistics(vm)
+        case schema.PROPERTY_GUEST_CONNECTION:
+            return await vm.guest_connection()
+        case schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED:
+            return vm.ends_with_last_handle
+        case schema.PROPERTY_SYSTEM_GUID:
+            return vm.runtime_id
+        case schema.PROPERTY_PROCESSOR_TOPOLOGY:
+            return to_json(host_processors(info))
+        case schema.PROPERTY_CPU_GROUP:
+            # There are none, as there is no Hyper-V.
+            return {"CpuGroups": []}
+    raise properties.unknown(f"query {vm.id}", name)
 
 
 def usage_of(vm_id: str, pid: int) -> Usage:
@@ -95,25 +104,16 @@ def usage_of(vm_id: str, pid: int) -> Usage:
         raise HostError(f"query {vm_id}", HResult.HCS_E_SYSTEM_ALREADY_STOPPED, "QEMU has ended") from error
 
 
-async def _memory(vm: VM, info: HostInfo) -> JSON:
+def _memory(vm: VM) -> JSON:
     vm.require("query", "Running", "Paused")
-    size, used = vm.devices.topology.size_in_mb * MIB, usage_of(vm.id, vm.pid).resident_bytes
+    topology = vm.devices.topology
+    size, used = topology.size_in_mb * MIB, usage_of(vm.id, vm.pid).resident_bytes
     # A VM without overcommit has all of its memory from the start.
     pages = min(used, size) // PAGE_BYTES
-    memory = schema.VmMemory(
-        available_memory=max(0, size - used) // MIB, reserved_memory=size // PAGE_BYTES, assigned_memory=pages
-    )
-    node = schema.VirtualNodeInfo(
-        virtual_processor_count=vm.devices.topology.processor.count, memory_usage_in_pages=pages
-    )
-    return to_json(
-        schema.MemoryInformationForVm(
-            virtual_node_count=1, virtual_machine_memory=memory, virtual_nodes=[node]
-        )
-    )
+    return to_json(properties.memory(size, used, pages, topology.processor.count))
 
 
-async def _statistics(vm: VM, info: HostInfo) -> JSON:
+async def _statistics(vm: VM) -> JSON:
     vm.require("query", "Running", "Paused")
     usage = usage_of(vm.id, vm.pid)
     return process_statistics(usage, _storage(await vm.monitor.ask("query", "query-blockstats")))
@@ -164,42 +164,6 @@ def host_processors(info: HostInfo) -> schema.ProcessorTopology:
     return schema.ProcessorTopology(logical_processor_count=info.processors, logical_processors=each)
 
 
-async def _guest_connection(vm: VM, info: HostInfo) -> JSON:
-    return await vm.guest_connection()
-
-
-async def _ends_with_last_handle(vm: VM, info: HostInfo) -> bool:
-    return vm.ends_with_last_handle
-
-
-async def _guid(vm: VM, info: HostInfo) -> str:
-    return vm.runtime_id
-
-
-async def _processor_topology(vm: VM, info: HostInfo) -> JSON:
-    return to_json(host_processors(info))
-
-
-async def _cpu_groups(vm: VM, info: HostInfo) -> JSON:
-    # There are none, as there is no Hyper-V.
-    return {"CpuGroups": []}
-
-
-#: The field of the answer that holds a property, empty for those that are responses only; and its value.
-_PROPERTIES: Final[dict[str, tuple[str, Callable[[VM, HostInfo], Awaitable[Any]]]]] = {
-    schema.PROPERTY_MEMORY: ("Memory", _memory),
-    schema.PROPERTY_STATISTICS: ("Statistics", _statistics),
-    schema.PROPERTY_GUEST_CONNECTION: ("GuestConnectionInfo", _guest_connection),
-    schema.PROPERTY_TERMINATE_ON_LAST_HANDLE_CLOSED: (
-        "TerminateOnLastHandleClosed",
-        _ends_with_last_handle,
-    ),
-    schema.PROPERTY_SYSTEM_GUID: ("SystemGUID", _guid),
-    schema.PROPERTY_PROCESSOR_TOPOLOGY: ("", _processor_topology),
-    schema.PROPERTY_CPU_GROUP: ("", _cpu_groups),
-}
-
-
 def service_property(name: str, info: HostInfo) -> JSON:
     """Return one property of the compute service, which is this backend; HCS_E_INVALID_JSON if it is unknown.
 
@@ -214,7 +178,7 @@ def service_property(name: str, info: HostInfo) -> JSON:
             return {"CpuGroups": []}
         case "QoSCapabilities":
             return {"ProcessorQoSSupported": False}
-    raise HostError("query the compute service", HResult.HCS_E_INVALID_JSON, f"unknown property {name!r}")
+    raise properties.unknown("query the compute service", name)
 
 
 def _ticks(seconds: float) -> int:
