@@ -32,11 +32,6 @@ class Disk(Device[Attachment]):
     file: OpenDisk | None = None
     ejected: bool = field(default=False, init=False)
 
-    @property
-    def attachment(self) -> Attachment:
-        """The settings of the disk."""
-        return self.settings
-
 
 class ScsiKind(DeviceTable[ScsiAttachment, tuple[int, int], Disk]):
     """The SCSI controllers of a VM, those of its document, and disks by controller number and LUN."""
