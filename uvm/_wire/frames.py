@@ -91,6 +91,12 @@ class Procedure(enum.IntEnum):
 #: The procedure of the only notification: a container's exit.
 NOTIFY_CONTAINER: Final = 0x00100101
 
+#: The names in hcsshim's guest of the procedures that it knows.
+GO_NAMES: Final = {
+    procedure.value: f"ComputeSystem{procedure.name.title().replace('_', '')}V1"
+    for procedure in Procedure
+    if procedure <= Procedure.DELETE_CONTAINER_STATE
+}
 _NAMES: Final = {p.value: p.name.lower().replace("_", " ") for p in Procedure}
 
 

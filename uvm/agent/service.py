@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from uvm._wire.frames import Kind, Procedure
+from uvm._wire.frames import GO_NAMES, Kind, Procedure
 from uvm.agent.loop import Loop
 from uvm.agent.refused import Refused, coded, reason
 from uvm.agent.requests import GUEST, JSON, Request
@@ -38,13 +38,6 @@ Modify: TypeAlias = Callable[[Any], None]
 ITSELF: Final = frozenset({True})
 CONTAINER: Final = frozenset({False})
 EVERY: Final = ITSELF | CONTAINER
-
-#: The names in hcsshim's guest of the procedures that it knows.
-_GO_NAMES: Final = {
-    procedure.value: f"ComputeSystem{procedure.name.title().replace('_', '')}V1"
-    for procedure in Procedure
-    if procedure <= Procedure.DELETE_CONTAINER_STATE
-}
 
 
 class Service:
@@ -117,7 +110,7 @@ class Service:
 
 def _unserved(request: Request) -> None:
     """Refuse what no part of the agent serves: of containers, since there are none, or at all."""
-    if request.procedure in _GO_NAMES and request.container_id != GUEST:
+    if request.procedure in GO_NAMES and request.container_id != GUEST:
         request.read()
         raise coded(HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND)
     raise unknown_message(request.procedure)
@@ -125,5 +118,5 @@ def _unserved(request: Request) -> None:
 
 def unknown_message(procedure: int) -> Refused:
     """Return the refusal of what the guest does not do, or not now."""
-    name = _GO_NAMES.get(procedure) or str(Kind.REQUEST | procedure)
+    name = GO_NAMES.get(procedure) or str(Kind.REQUEST | procedure)
     return coded(HResult.E_NOTIMPL, f"bridge: function not supported, header type: {name}")

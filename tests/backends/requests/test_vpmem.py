@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uvm.backends.requests.request import Request
-from uvm.backends.requests.vpmem import Layout, PMemResource, checked, in_pages
+from uvm.backends.requests.vpmem import Layout, PMemResource, checked
+from uvm.devices.slots import page_align
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.common import PAGE_BYTES
@@ -47,11 +48,11 @@ def test_mappings_never_overlap_whatever_comes_and_goes(asked: list[tuple[int, i
             places.release((0, offset))
             continue
         overlapped = places.fit(mapping(offset), (0, offset), size)
-        end = offset + in_pages(size)
+        end = offset + page_align(size)
         others = [(0, at) for at, taken in there.items() if at < end and offset < at + taken]
         assert (overlapped in others) if others else (overlapped is None)
         if overlapped is None:
-            there[offset] = in_pages(size)
+            there[offset] = page_align(size)
         else:
             places.release((0, offset))
     assert places.has_mappings(0) == bool(there)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from uvm._repr import showing
 from uvm.backend import JSON
@@ -17,21 +16,13 @@ from uvm.backends.fake.devices.shares import Plan9Kind, VSmbKind
 from uvm.backends.fake.devices.topology import TopologyKind
 from uvm.backends.fake.devices.vpmem import VPMemKind
 from uvm.backends.fake.host import Host
-from uvm.backends.requests.request import Request
+from uvm.backends.requests.request import read_request
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.devices import Devices
-from uvm.schema.requests import parse_resource_path
 from uvm.schema.system import VirtualMachine
 
 K = TypeVar("K", bound=DeviceKind[Any])
-
-_TYPES: Final = ("Add", "Update", "Remove")
-#: Paths that HCS knows and the fake does not model.
-_NOT_MODELLED: Final = re.compile(
-    r"VirtualMachine/ComputeTopology/(Gpu|Processor/(IdledProcessors|CpuFrequencyPowerCap))"
-    r"|VirtualMachine/Devices/(FlexibleIov/[^/]+|Licensing|SharedMemory/Regions)"
-)
 
 
 @showing("inventory")
@@ -84,17 +75,9 @@ class DeviceTree:
 
         :raises HostError: the request is refused; nothing has changed.
         """
-        checked = request_type or "Add"
-        if checked not in _TYPES:
-            raise HostError(f"modify {path}", HResult.HCS_E_INVALID_JSON, f"RequestType is {request_type!r}")
-        resource = parse_resource_path(path)
-        if resource is not None:
-            kind = next(kind for kind in self._kinds if type(resource) in kind.resources)
-            self._kinds[kind].modify(Request(resource, checked, settings))
-            return
-        if _NOT_MODELLED.fullmatch(path):
-            raise HostError(f"{checked} {path}", HResult.ERROR_NOT_SUPPORTED, "the fake does not model it")
-        raise HostError(f"{checked} {path}", HResult.E_INVALIDARG, "unknown resource path")
+        request = read_request(path, request_type, settings, "the fake does not model it")
+        kind = next(kind for kind in self._kinds if type(request.resource) in kind.resources)
+        self._kinds[kind].modify(request)
 
     def twin(self, device: Device[Any], other: DeviceTree) -> Device[Any] | None:
         """Return the device of another tree that is where one of this tree is; None if none is there."""

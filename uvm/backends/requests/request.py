@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+import re
+from typing import Any, Final, Generic, TypeVar
 
 from attrs import define
 
@@ -10,10 +11,17 @@ from uvm._repr import showing
 from uvm.errors import HostError
 from uvm.hresult import HResult
 from uvm.schema.json import SchemaError, from_json
-from uvm.schema.requests import Resource
+from uvm.schema.requests import Resource, parse_resource_path
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Resource)
+
+_TYPES: Final = ("Add", "Update", "Remove")
+#: Paths that HCS knows and that nothing of uvm uses.
+_UNUSED: Final = re.compile(
+    r"VirtualMachine/ComputeTopology/(Gpu|Processor/(IdledProcessors|CpuFrequencyPowerCap))"
+    r"|VirtualMachine/Devices/(FlexibleIov/[^/]+|Licensing|SharedMemory/Regions)"
+)
 
 
 def copy_json(value: Any) -> Any:
@@ -89,6 +97,24 @@ class Request(Generic[R]):
     def lacking(self, text: str) -> HostError:
         """Return the error for what this hypervisor does not have: ERROR_NOT_SUPPORTED."""
         return self.refuse(HResult.ERROR_NOT_SUPPORTED, text)
+
+
+def read_request(path: str, request_type: str, settings: Any, lacking: str) -> Request[Any]:
+    """Return a request to change a VM, with its path parsed; one without a type adds.
+
+    :param lacking: why what HCS knows, and nothing of uvm uses, is refused.
+    :raises HostError: its type is none: HCS_E_INVALID_JSON; ERROR_NOT_SUPPORTED; or its path is unknown:
+        E_INVALIDARG.
+    """
+    action = request_type or "Add"
+    if action not in _TYPES:
+        raise HostError(f"modify {path}", HResult.HCS_E_INVALID_JSON, f"RequestType is {action!r}")
+    resource = parse_resource_path(path)
+    if resource is not None:
+        return Request(resource, action, settings)
+    if _UNUSED.fullmatch(path):
+        raise HostError(f"{action} {path}", HResult.ERROR_NOT_SUPPORTED, lacking)
+    raise HostError(f"{action} {path}", HResult.E_INVALIDARG, "unknown resource path")
 
 
 def number_of(key: str, what: str) -> int:

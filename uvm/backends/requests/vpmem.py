@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 from uvm._repr import showing
 from uvm.backend import JSON
 from uvm.backends.requests.request import Request, number_of
+from uvm.devices.slots import page_align
 from uvm.hresult import HResult
 from uvm.schema.common import PAGE_BYTES
 from uvm.schema.devices import VirtualPMemController, VirtualPMemDevice, VirtualPMemMapping
@@ -81,7 +82,7 @@ class Layout:
             raise request.invalid(f"{size_bytes} bytes go beyond the device's {self._maximum_bytes}")
         if offset is None:
             return None
-        self._lengths[number, offset] = in_pages(size_bytes)
+        self._lengths[number, offset] = page_align(size_bytes)
         offsets = self._offsets[number]
         at = bisect_left(offsets, offset)
         # Since none overlap, only its neighbours can.
@@ -111,11 +112,6 @@ def placed(devices: Mapping[str, VirtualPMemDevice]) -> Iterator[tuple[PMemResou
             yield VPMemDevice(number), device
         for offset, mapping in device.mappings.items():
             yield VPMemMapping(number, number_of(offset, "offset")), mapping
-
-
-def in_pages(size_bytes: int) -> int:
-    """Return the bytes that a file takes of a device, in whole pages."""
-    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
 
 
 def checked(request: Request[PMemResource], offset: int | None) -> PMemImage:

@@ -17,11 +17,11 @@ from uvm.backends.requests.vpmem import (
     PMemKey,
     PMemResource,
     checked,
-    in_pages,
     inventory,
     named,
     placed,
 )
+from uvm.devices.slots import page_align
 from uvm.errors import HostError
 from uvm.schema.devices import Devices, VirtualPMemDevice
 from uvm.schema.json import to_json
@@ -49,7 +49,7 @@ class PMem(Device[PMemImage]):
     @property
     def length(self) -> int:
         """The bytes that it takes from the offset on, in whole pages; 0 if the size is not known."""
-        return in_pages(self.file.size_bytes)
+        return page_align(self.file.size_bytes)
 
 
 class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):

@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from attrs import define, field
 
-from uvm._wire.frames import GuestSide, Kind, Procedure, parse, procedure_name
+from uvm._wire.frames import GO_NAMES, GuestSide, Kind, Procedure, parse, procedure_name
 from uvm.backend import JSON
 from uvm.backends.fake.request_log import Entry
 from uvm.errors import GuestError, WireError
@@ -129,15 +129,7 @@ class Incoming:
         return self.answer({"Result": result, "ErrorMessage": error.text, "ErrorRecords": [record]})
 
 
-#: The names in hcsshim's guest of the procedures that it knows.
-_GO_NAMES: Final = {
-    procedure.value: f"ComputeSystem{procedure.name.title().replace('_', '')}V1"
-    for procedure in Procedure
-    if procedure <= Procedure.DELETE_CONTAINER_STATE
-}
-
-
 def unknown_message(request: Incoming) -> NoReturn:
     """Refuse what the guest does not do, or not now."""
-    name = _GO_NAMES.get(request.procedure) or str(Kind.REQUEST | request.procedure)
+    name = GO_NAMES.get(request.procedure) or str(Kind.REQUEST | request.procedure)
     raise request.fail(HResult.E_NOTIMPL, f"bridge: function not supported, header type: {name}")

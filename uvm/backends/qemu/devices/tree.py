@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 from uvm._repr import showing
@@ -15,21 +14,13 @@ from uvm.backends.qemu.devices.request import DeviceKind, Host
 from uvm.backends.qemu.devices.scsi import ScsiKind
 from uvm.backends.qemu.devices.topology import TopologyKind
 from uvm.backends.qemu.devices.vpmem import VPMemKind
-from uvm.backends.requests.request import Request
-from uvm.errors import HostError
-from uvm.hresult import HResult
+from uvm.backends.requests.request import Request, read_request
 from uvm.schema.devices import Devices
 from uvm.schema.requests import ModifySettingRequest, Resource, parse_resource_path
 from uvm.schema.system import VirtualMachine
 
-_TYPES: Final = ("Add", "Update", "Remove")
 #: Where QEMU has the devices that have names.
 _PLUGGED: Final = "/machine/peripheral"
-#: Paths that HCS knows and that nothing of uvm uses.
-_WINDOWS_ONLY: Final = re.compile(
-    r"VirtualMachine/ComputeTopology/(Gpu|Processor/(IdledProcessors|CpuFrequencyPowerCap))"
-    r"|VirtualMachine/Devices/(FlexibleIov/[^/]+|Licensing|SharedMemory/Regions)"
-)
 
 
 @showing("count")
@@ -105,17 +96,9 @@ class DeviceTree:
         :raises HostError: the request is refused; nothing has changed.
         :raises NoSpaceError: nothing is free for the device; nothing has changed.
         """
-        path, checked = request.resource_path, request.request_type or "Add"
-        if checked not in _TYPES:
-            raise HostError(f"modify {path}", HResult.HCS_E_INVALID_JSON, f"RequestType is {checked!r}")
-        resource = parse_resource_path(path)
-        if resource is not None:
-            await self._kind_of(resource).modify(Request(resource, checked, request.settings))
-            return
-        if _WINDOWS_ONLY.fullmatch(path):
-            text = "QEMU has nothing of that kind"
-            raise HostError(f"{checked} {path}", HResult.ERROR_NOT_SUPPORTED, text)
-        raise HostError(f"{checked} {path}", HResult.E_INVALIDARG, "unknown resource path")
+        lacking = "QEMU has nothing of that kind"
+        read = read_request(request.resource_path, request.request_type, request.settings, lacking)
+        await self._kind_of(read.resource).modify(read)
 
     def _kind_of(self, resource: Resource) -> DeviceKind[Any]:
         return next(kind for kind in self._kinds if type(resource) in kind.resources)
