@@ -111,7 +111,7 @@ class Child(Process):
         self._reap()
 
     def _reap(self) -> int:
-        self.exit_code = self._process.wait()
+        self.exit_code: int | None = self._process.wait()
         self._close()
         return self.exit_code
 
@@ -138,7 +138,7 @@ class Child(Process):
         data = os.read(self._process.stderr.fileno(), STDERR_BYTES)
         self._last += data
         del self._last[:-STDERR_BYTES]
-        self.last_words = self._last.decode("utf-8", "replace").strip()
+        self.last_words: str = self._last.decode("utf-8", "replace").strip()
         return bool(data)
 
 
