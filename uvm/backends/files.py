@@ -65,7 +65,7 @@ class RealFiles:
         return await self._workers.run(_stat, path)
 
     async def resolve(self, path: str) -> str:
-        """Return a path with its links resolved, as ``GetFinalPathNameByHandleW`` does.
+        """Return a path with its links and ``..`` resolved, as ``GetFinalPathNameByHandleW`` does.
 
         What has none, is missing or cannot be opened is returned as it is, and so is a device.
 
@@ -155,9 +155,9 @@ def _resolve(path: str) -> str:
             if e.errno == errno.ELOOP or code_of(e) == CANT_RESOLVE_FILENAME:
                 raise
             return path
-    # It may differ in case alone, as from the name on the disk.
-    is_link = os.path.normcase(resolved) != os.path.normcase(os.path.normpath(path))
-    return resolved if is_link else path
+    # It may differ in case alone, as from the name on the disk. Nothing but this folds a "..".
+    is_same = os.path.normcase(resolved) == os.path.normcase(os.path.normpath(path))
+    return path if is_same and os.pardir not in path.split(os.sep) else resolved
 
 
 def _require_file(path: str) -> FileInfo:

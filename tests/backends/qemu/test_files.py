@@ -93,6 +93,18 @@ async def test_what_has_no_identifier_is_refused(tmp_path: Path) -> None:
         await files.set_disk_id(str(tmp_path / "missing.vhd"), _ID)
 
 
+@pytest.mark.parametrize("target", ["directory", "elsewhere/inside"])
+async def test_a_parent_is_that_of_what_a_link_leads_to_and_a_path_has_one_spelling(
+    tmp_path: Path, target: str
+) -> None:
+    files, directory = linux_files(), tmp_path / target
+    directory.mkdir(parents=True)
+    (directory.parent / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to(target)
+    for spelled in (directory, tmp_path / "link"):
+        assert await files.resolve(f"{spelled}/../file") == str(directory.parent / "file")
+
+
 async def test_a_link_is_read_through_and_what_is_too_large_is_refused(tmp_path: Path) -> None:
     files = linux_files()
     (tmp_path / "file").write_bytes(b"abc")
