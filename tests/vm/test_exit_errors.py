@@ -16,8 +16,10 @@ from tests.vm.support import DISK, LAYER, OTHER_LAYER, SCRATCH, SHARED, Running,
 from uvm._guest.container import Container
 from uvm._guest.process import Process
 from uvm._guest.stdio import ProcessInput, ProcessOutput
+from uvm.backends.fake import Call as Asked
 from uvm.backends.fake.vm import FakeVM
-from uvm.errors import BridgeClosedError, VMExitedError
+from uvm.errors import BridgeClosedError, HostError, VMExitedError
+from uvm.hresult import HResult
 
 anyio_backend = jumping_backends
 
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.anyio
 
 SPEC = {"process": {"args": ["cat"], "cwd": "/"}, "root": {"path": "/root"}, "linux": {}}
 REQUEST = {"RequestType": "Update", "ResourceType": "PodCgroupMemoryLimit"}
+MISSING, NOWHERE = r"C:\missing", "99999999-0000-0000-0000-000000000009"
 MEMORY = {"ResourcePath": "VirtualMachine/ComputeTopology/Memory/SizeInMB", "Settings": 1024}
 
 EITHER = pytest.mark.parametrize("external", [True, False], ids=["our own", "through HCS"])
@@ -132,6 +135,18 @@ OTHERS: dict[str, Call] = {
     "contained send eof": lambda held: stdin(held.contained).send_eof(),
 }
 
+#: What the host would refuse, if it were asked.
+WRONG: dict[str, Call] = {
+    "network setup": lambda held: held.vm.network.setup(NOWHERE),
+    "network namespace": lambda held: held.vm.network.add_namespace(NOWHERE),
+    "endpoint": lambda held: held.vm.network.add_endpoint(NOWHERE, "none"),
+    "share": lambda held: held.vm.share(MISSING, "/mnt/s"),
+    "plan9": lambda held: held.vm.plan9.add(MISSING, "/mnt/s"),
+    "scsi": lambda held: held.vm.scsi.attach(MISSING),
+    "vpmem": lambda held: held.vm.vpmem.add(MISSING),
+    "layers": lambda held: held.vm.mount_layers("c2", [MISSING], MISSING),
+}
+
 ENDS: dict[str, Call] = {
     "terminate": lambda held: held.vm.terminate(),
     "shutdown": lambda held: held.vm.shutdown(),
@@ -172,6 +187,33 @@ async def test_after_the_exit_each_call_says_how_the_vm_exited(external: bool) -
         await has.vm.wait()
         for name, call in of_either(external, ASKS, WAITS, OTHERS).items():
             await says_how_it_exited(has, name, call)
+
+
+async def test_after_the_exit_the_host_is_not_asked_for_what_it_would_refuse() -> None:
+    async with held(True) as has:
+        assert has.vm.network.namespaces == ()
+        has.machine.crash()
+        await has.vm.wait()
+        before = len(has.run.backend.request_log)
+        for name, call in WRONG.items():
+            await says_how_it_exited(has, name, call)
+            assert len(has.run.backend.request_log) == before, name
+
+
+async def test_memory_that_is_gone_before_the_exit_is_reported_is_gone_with_the_vm() -> None:
+    async with held(True) as has:
+
+        def crash(call: Asked) -> bool:
+            has.machine.crash()
+            return True
+
+        faults = has.run.backend.faults
+        faults.refuse(HResult.ERROR_NOT_FOUND, operation="working set", where=crash)
+        await says_how_it_exited(has, "stats", ASKS["stats"])
+    async with held(True) as has:
+        has.run.backend.faults.refuse(HResult.ERROR_NOT_FOUND, operation="working set")
+        with pytest.raises(HostError, match="ERROR_NOT_FOUND"):
+            await has.vm.stats()
 
 
 @EITHER

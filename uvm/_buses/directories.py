@@ -97,6 +97,7 @@ class DirectoryBus(Bus):
         :raises GuestError: a Linux guest has something mounted there.
         :raises OrphanError: an orphan occupies either path, and cannot be removed.
         """
+        self._context.link.check_running()
         make = self._over_plan9 if self._context.plan.os == "linux" else self._over_vsmb
         return await make(path, guest_path, checked(read_only, flag, "read_only"))
 

@@ -310,6 +310,7 @@ class NetworkBus(Bus):
         :raises NotAttachedError: the namespace was removed meanwhile; its adapters are removed as well.
         """
         guid_key(namespace_id)
+        self._context.link.check_running()
         endpoints = await self._context.backend.network.namespace_endpoints(namespace_id)
         endpoints.sort(key=_not_eth0)
         namespace = await self.add_namespace(namespace_id)

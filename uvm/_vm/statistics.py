@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from uvm._guest.access import has_gone
 from uvm._repr import Value
 from uvm.backend import System
+from uvm.errors import HostError
+from uvm.hresult import HResult
 from uvm.schema.common import PAGE_BYTES
 from uvm.schema.json import SchemaError, from_json
 from uvm.schema.properties import (
@@ -77,7 +80,7 @@ async def read_statistics(system: System, *, physically_backed: bool) -> VMStati
     if physically_backed:
         working_set_bytes = view.assigned_memory * PAGE_BYTES if view else 0
     else:
-        working_set_bytes = await system.working_set_bytes()
+        working_set_bytes = await _working_set_bytes(system)
     return VMStatistics(
         processor_runtime_ns=processor.total_runtime_100ns * 100,
         uptime_ns=statistics.uptime_100ns * 100,
@@ -85,6 +88,16 @@ async def read_statistics(system: System, *, physically_backed: bool) -> VMStati
         virtual_nodes=memory.virtual_node_count,
         memory=None if view is None else _memory(view),
     )
+
+
+async def _working_set_bytes(system: System) -> int:
+    try:
+        return await system.working_set_bytes()
+    except HostError as error:
+        # The process that has the memory ends before the exit of its VM is reported.
+        if error.system_gone or not await has_gone(system):
+            raise
+        raise HostError(error.operation, HResult.HCS_E_SYSTEM_ALREADY_STOPPED, error.text) from error
 
 
 def _memory(view: VmMemory) -> VMMemory:
