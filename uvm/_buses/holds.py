@@ -172,6 +172,8 @@ class Hold(Generic[S_co]):
     reported: bool = field(default=False, init=False)
     #: Its grant, or its last release, once that is waited for.
     _turn: Turn | None = field(default=None, init=False)
+    #: The release whose outcome a caller of it has learnt last.
+    _learnt: Turn | None = field(default=None, init=False)
 
     @property
     def link(self) -> Link:
@@ -354,14 +356,14 @@ class Hold(Generic[S_co]):
         self.reported = True
 
     def left(self) -> None:
-        """Note that a caller that has learnt that its release failed has left."""
-        if self._turn is not None and self._turn.error is not None:
-            self._left_by_one(self._turn)
+        """Note that the caller that has just learnt how its release ended has left, if that failed."""
+        if self._learnt is not None and self._learnt.error is not None:
+            self._left_by_one(self._learnt)
 
     def _left_by_one(self, turn: Turn) -> None:
         turn.callers -= 1
-        # Of one that was begun anew, what comes of that decides.
-        if turn.callers <= 0 and turn is self._turn:
+        # The next one may have begun, and has callers of its own, unless that is by the name of the device.
+        if turn.callers <= 0 and (self._turn is None or self._turn.callers <= 0):
             self.leave()
 
     async def undo(self, error: Exception) -> None:
@@ -428,6 +430,7 @@ async def released_by_one(holds: Iterable[Hold[Any]], what: str = "") -> None:
             hold._left_by_one(turn)
         raise
     for hold, turn in turns:
+        hold._learnt = turn
         hold.reported = hold.reported or turn.error is None
     errors: list[Any] = [own(turn.error) for _, turn in turns if turn.error is not None]
     if errors:

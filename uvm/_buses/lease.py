@@ -63,7 +63,7 @@ class Releasable(Bound):
         """Note that no caller is expected to release it again: what stays of it is an orphan."""
 
     def _left(self) -> None:
-        """Note that one of the callers that have learnt that its release failed has left."""
+        """Note that the caller that has just learnt that its release failed has left."""
 
     async def __aexit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         await end_after(exc, self._release_at_end, f"releasing a {type(self).__name__}")
