@@ -619,3 +619,30 @@ async def test_what_a_context_was_left_of_is_no_orphan_while_another_caller_has_
         await lease.release()
         assert run.vm.orphans == ()
         check_at_rest(run)
+
+
+@pytest.mark.parametrize("first", [False, True])
+async def test_what_failed_to_come_is_not_had_though_it_is_removed_before_its_caller_learns_that(
+    first: bool,
+) -> None:
+    async with running(wcow()) as run:
+        run.backend.faults.refuse(to="guest", request_type="Add", nth=3)
+        run.backend.faults.refuse(to="host", request_type="Remove", first=1)
+        await run.vm.network.add_namespace(NAMESPACE)
+
+        async def add() -> None:
+            await run.vm.network.add_endpoint(NAMESPACE, ENDPOINT)
+
+        async def remove() -> None:
+            # As soon as the undo is refused.
+            while not any(state.owed for state in run.vm.ledgers()["network.adapters"].entries):
+                await anyio.lowlevel.checkpoint()
+            await run.vm.network.remove_endpoint(NAMESPACE, ENDPOINT)
+
+        async with anyio.create_task_group() as tasks:
+            begun = [remove, add] if first else [add, remove]
+            attempts = {call: Attempt.begin(tasks, call) for call in begun}
+        assert isinstance(attempts[add].error, UndoFailedError)
+        assert attempts[remove].error is None
+        assert (run.vm.orphans, run.vm.network.adapters) == ((), ())
+        check_at_rest(run)
