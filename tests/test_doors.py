@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import uvm
+import uvm.sync
+import uvm.testing.backends
 from uvm.backends.fake import Checks, Latency
 
 _NONSENSE: tuple[Any, ...] = ("1", b"1", True, -1, math.nan, [], {}, object(), int)
@@ -130,3 +132,32 @@ async def test_a_misspelt_keyword_of_a_vm_gets_a_suggestion(
 def test_a_misspelt_keyword_of_a_pool_gets_a_suggestion() -> None:
     with pytest.raises(uvm.UnknownOptionError, match="did you mean max_age_seconds"):
         uvm.Pool(uvm.LCOWOptions(), backend="fake", max_age_second=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.anyio
+async def test_a_keyword_that_no_call_has_suggests_none_that_a_caller_cannot_pass() -> None:
+    async with uvm.start_vm(uvm.LCOWOptions(), backend="fake") as vm:
+        with pytest.raises(TypeError, match=r"unexpected keyword argument 'shell'$"):
+            await vm.run(["true"], shell=True)  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match=r"^((?!Did).)*; did you mean read_only\?$"):
+            vm.share("C:\\data", "/data", readonly=True)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("module", [uvm, uvm.sync, uvm.testing.backends])
+def test_a_module_that_lacks_a_name_is_known_to_what_suggests_another(module: Any) -> None:
+    with pytest.raises(AttributeError) as caught:
+        _ = module.LCOWOption
+    assert (caught.value.name, caught.value.obj) == ("LCOWOption", module)
+
+
+@pytest.mark.anyio
+async def test_a_vm_that_is_awaited_names_what_may_be_awaited() -> None:
+    with pytest.raises(TypeError, match=r"UtilityVM.create\(\) is entered with 'async with'.*uvm.start_vm"):
+        await uvm.UtilityVM.create(uvm.LCOWOptions(), backend="fake")  # type: ignore[misc]
+    with pytest.raises(AttributeError, match=r"UtilityVM.create.*'start': enter it first"):
+        await uvm.UtilityVM.create(uvm.LCOWOptions(), backend="fake").start()  # type: ignore[attr-defined]
+
+
+def test_a_rule_for_calls_to_what_is_not_there_names_what_is() -> None:
+    with pytest.raises(uvm.OptionsError, match="to must be one or several of grant, revoke, host, guest, "):
+        uvm.FakeBackend().faults.refuse("E_FAIL", to="hots")  # type: ignore[arg-type]

@@ -90,7 +90,9 @@ def suggested(error: TypeError, function: Callable[..., object], given: Iterable
     """Return the error of a wrong call, with the parameter that was meant, if one is like what was given."""
     names = [each for each in inspect.signature(function).parameters if each not in ("self", "cls")]
     close = next((similar(name, names) for name in given if name not in names), "")
-    return TypeError(f"{error}; did you mean {close}?") if close else error
+    # Newer Pythons suggest as well, self for instance.
+    said = str(error).partition(". Did you mean")[0]
+    return TypeError(f"{said}; did you mean {close}?" if close else said)
 
 
 def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:

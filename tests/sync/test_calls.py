@@ -108,6 +108,20 @@ def test_streams_are_files(backend: uvm.FakeBackend) -> None:
             assert [*process.stream()] == [("stdout", b"x\n")]
 
 
+def test_text_for_a_process_is_refused_as_by_every_binary_file(backend: uvm.FakeBackend) -> None:
+    with (
+        uvm.sync.create_vm(uvm.LCOWOptions(), backend=backend) as vm,
+        vm.open_process(["cat"]) as process,
+        pytest.raises(TypeError, match="a bytes-like object is required, not 'str'"),
+    ):
+        process.stdin.write("text")  # type: ignore[arg-type]
+
+
+def test_a_vm_that_was_not_entered_says_so(backend: uvm.FakeBackend) -> None:
+    with pytest.raises(AttributeError, match="'run' is of what a 'with' statement has: enter this first"):
+        _ = uvm.sync.create_vm(uvm.LCOWOptions(), backend=backend).run  # type: ignore[attr-defined]
+
+
 def test_a_file_that_is_forgotten_closes_nothing() -> None:
     closed: list[str] = []
 

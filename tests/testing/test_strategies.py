@@ -129,3 +129,14 @@ def test_a_machine_with_rules_of_ones_own_holds() -> None:
 def test_a_machine_finds_what_is_left_on_the_host() -> None:
     with pytest.raises(AssertionError):
         run_state_machine_as_test(_Leaky, settings=_QUICK)
+
+
+def test_a_failure_shows_options_as_they_are_written() -> None:
+    @settings(max_examples=1, database=None, phases=[Phase.generate])
+    @given(options=uvm_st.lcow_options(memory_mb=st.just(512)), fault=uvm_st.faults())
+    def fails(options: uvm.LCOWOptions, fault: uvm_st.Fault) -> None:
+        raise ValueError
+
+    # No lambdas, and neither the fields that were not drawn nor the numbers of result codes.
+    with pytest.raises(ValueError, match=r"options=LCOWOptions\(\s*memory_mb=512(?s:.*)=Fault\(\s*'\w+',"):
+        fails()

@@ -145,7 +145,7 @@ async def test_what_undoing_fails_with_for_a_caller_who_was_cancelled_is_logged_
         await fail_when_cancelled()
         yield
 
-    keeper = Keeper("the VM vm1", "vm", failing(), lambda _: anyio.sleep_forever(), vm_id="vm1")
+    keeper = Keeper("the VM vm1", failing(), lambda _: anyio.sleep_forever(), vm_id="vm1")
     with anyio.move_on_after(1):
         await keeper.open()
     with pytest.raises(HostError):
@@ -292,7 +292,7 @@ def test_an_event_loop_that_ends_first_terminates_the_vm_and_warns(loop: str) ->
         vm = await uvm.start_vm(lcow(), backend=backend)
         await vm.scsi.attach(DISK)
 
-    with pytest.warns(ResourceWarning, match=r"the VM vm1 was not closed .* `await vm.close\(\)`"):
+    with pytest.warns(ResourceWarning, match=r"the VM vm1 was not closed .* `close\(\)`"):
         run_without_waiting(forget, backend=loop)
     assert backend.leftovers() == []
 

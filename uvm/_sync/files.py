@@ -105,7 +105,7 @@ class ProcessInput(io.BufferedIOBase):
         """Send all of it, and return how much that is; waits while the process is far behind."""
         if self.closed:
             raise ValueError("write to closed file")
-        sent = bytes(data)
+        sent = bytes(memoryview(data))  # which refuses text in the words of every binary file
         _await(lambda: self._stream.send(sent))
         return len(sent)
 

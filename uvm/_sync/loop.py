@@ -301,6 +301,9 @@ class Hosted(AbstractContextManager[Any]):
         self._open = open
         self._show = show
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{name!r} is of what a 'with' statement has: enter this first", name=name)
+
     def __enter__(self) -> Any:
         if self._hosting is not None:
             raise VMStateError("the context was entered before, and has not been left")

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from uvm._async import Opening
+from uvm._async import Opening, suggesting
 from uvm._buses.context import Bus
 from uvm._buses.driver import Driver
 from uvm._buses.holds import Hold
@@ -138,6 +138,7 @@ class Devices(Part):
         buses = self._context, self.network, self.vpci
         return external_network_setup(*buses, container_id or self.id, agent_address, timeout_seconds)
 
+    @suggesting
     def share(self, path: HostPath, guest_path: HostPath, *, read_only: bool = False) -> Opening[SharedLease]:
         """Show a directory, or a single file, of the host in the guest. Await it, or enter it.
 

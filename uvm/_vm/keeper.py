@@ -66,14 +66,12 @@ class Keeper(Generic[T]):
     """Holds a context manager in a task of its own.
 
     :ivar name: what it holds, for messages.
-    :ivar variable: what examples call it.
     :ivar vm_id: the VM that it holds, for the log.
     :ivar ended: it has been left, or entering it has failed.
     :ivar failure: what entering, holding or leaving it failed with.
     """
 
     name: str
-    variable: str
     _context: AbstractAsyncContextManager[T]
     #: Waits until it is to be left.
     _until: Callable[[T], Awaitable[None]]
@@ -144,8 +142,8 @@ class _Warning:
 def _warn_unclosed(keeper: Keeper[Any]) -> VMStateError:
     """Warn that an event loop ended before something was closed; return the same as an error."""
     text = (
-        f"{keeper.name} was not closed before its event loop ended, and was terminated; close it with "
-        f"`await {keeper.variable}.close()`, or enter it with `async with`"
+        f"{keeper.name} was not closed before its event loop ended, and was terminated; call its `close()`, "
+        "or have a `with` statement around it"
     )
     _Warning(text, keeper)
     return VMStateError(text)
@@ -160,7 +158,7 @@ def keeper_of(
         keeper.vm_id, keeper.name = vm_id, f"the VM {vm_id}"
 
     starting = started(options, backend, settings, lambda vm: name(vm.id))
-    keeper = Keeper("a VM", "vm", starting, UtilityVM._wait_closing)
+    keeper = Keeper("a VM", starting, UtilityVM._wait_closing)
     if vm_id := getattr(options, "id", ""):
         name(vm_id)
     return keeper

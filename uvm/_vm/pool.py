@@ -223,7 +223,7 @@ class Pool(ClosedOnLeaving):
             raise VMStateError(f"{self!r}: a pool is started once")
         self._home = Home.here()
         try:
-            self._keeper = Keeper("a pool of VMs", "pool", self._opened(), lambda _: self._closing.wait())
+            self._keeper = Keeper("a pool of VMs", self._opened(), lambda _: self._closing.wait())
             self._host = await self._keeper.open()
             self._settle()
             self._first = set(self._members)

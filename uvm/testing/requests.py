@@ -27,9 +27,7 @@ def request_line(entry: Entry) -> str:
     ``host Add VirtualMachine/Devices/Plan9/Shares``, ``guest execute process``, ``grant C:\disk.vhdx``;
     a grant and a revocation name their path.
     """
-    if entry.to in ("grant", "revoke"):
-        return f"{entry.to} {entry.document['path']}"
-    return f"{entry.to} {str(entry.call).removeprefix('modify ')}"
+    return str(entry)
 
 
 def assert_requests(entries: Iterable[Entry], expected: Sequence[Expected]) -> None:

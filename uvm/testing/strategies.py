@@ -22,7 +22,6 @@ from uvm.backends.fake import FakeBackend
 from uvm.backends.fake.rules import Rule
 from uvm.devices.scsi import Mount
 from uvm.errors import UVMError
-from uvm.hresult import HResult
 from uvm.options import HvSocketService, LCOWOptions, RegistryValue, WCOWOptions
 from uvm.testing.vms import WINDOWS_BOOT_FILES
 
@@ -151,7 +150,14 @@ def _options(kind: type[OptionsT], fields: Strategies, given: Strategies) -> st.
         dict(given), optional={name: each for name, each in fields.items() if name not in given}
     )
     backing = st.just({}) if given.keys() & _BACKED else _BACKING
-    return st.builds(lambda values, memory: kind(**values, **memory), drawn, backing)
+
+    @st.composite
+    def made(draw: st.DrawFn) -> OptionsT:
+        values = {**draw(drawn), **draw(backing)}
+        # Built of what was drawn, it is shown as it is written: hypothesis knows the call.
+        return draw(st.builds(kind, **{name: st.just(value) for name, value in values.items()}))
+
+    return made()
 
 
 def mounts(os: GuestOS = "linux") -> st.SearchStrategy[Mount]:
@@ -195,7 +201,7 @@ def faults() -> st.SearchStrategy[Fault]:
         "nth": st.integers(1, 5),
     }
     return st.one_of(
-        _fault("refuse", {**calls, "code": st.sampled_from([HResult.E_FAIL, HResult.E_ACCESSDENIED])}),
+        _fault("refuse", {**calls, "code": st.sampled_from(["E_FAIL", "E_ACCESSDENIED"])}),
         _fault("lose", {**calls, "applied": st.booleans()}),
         _fault("crash", {**calls, "when": st.sampled_from(["before", "after"])}),
     )

@@ -92,6 +92,11 @@ async def test_an_entry_prints_as_one_line() -> None:
         with expect_refusal(HResult.ERROR_NOT_FOUND):
             await system.modify(remove(slot(1)))
         await backend.grant_access(DISK, VM_GROUP)
+        assert [str(entry) for entry in backend.request_log] == [
+            f"host Add {slot(0)}",
+            f"host Remove {slot(1)}",
+            f"grant {DISK}",
+        ]
         seq = next(iter(backend.request_log)).seq
         path = DISK.replace("\\", "\\\\")
         assert backend.request_log.render().splitlines() == [

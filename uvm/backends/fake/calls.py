@@ -39,7 +39,8 @@ class Call(Value):
     request_type: str = ""
 
     def __str__(self) -> str:
-        words = (self.operation, self.request_type, self.resource)
+        path = self.document["path"] if self.operation in ("grant", "revoke") else ""
+        words = (self.operation, self.request_type, self.resource or path)
         return " ".join(word for word in words if word)
 
 

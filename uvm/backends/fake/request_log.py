@@ -62,6 +62,10 @@ class Entry(Value):
         """What was sent. It belongs to the request log: do not change it."""
         return self.call.document
 
+    def __str__(self) -> str:
+        what = str(self.call).removeprefix("modify ")
+        return what if self.to in ("grant", "revoke") else f"{self.to} {what}"
+
     def render(self) -> str:
         """Return the entry as one line. Security policies and environments are left out."""
         call = self.call
@@ -71,7 +75,8 @@ class Entry(Value):
         text = json.dumps(scrub(document), ensure_ascii=False) if document is not None else ""
         if len(text) > _WIDTH:
             text = f"{text[:_WIDTH]}... ({len(text):,} characters)"
-        what = str(call).removeprefix("modify ")
+        # The document has the path of a grant.
+        what = call.operation if call.to in ("grant", "revoke") else str(call).removeprefix("modify ")
         outcome = self.outcome if self.code is None else f"{self.outcome} {hresult_name(self.code)}"
         parts = (f"{call.seq:>5} {call.vm or '-'} {call.to:<9} {what}", text, f"-> {outcome}")
         return " ".join(part for part in parts if part)
