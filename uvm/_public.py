@@ -26,8 +26,8 @@ from uvm._buses.vsmb import VSMBLease as VSMBLease
 from uvm._buses.vsmb import VSMBShare as VSMBShare
 from uvm._gcs.unix import connect_unix as connect_unix
 from uvm._gcs.unix import listen_unix as listen_unix
-from uvm._guest.files import GuestFile as GuestFile
 from uvm._guest.files import GuestFiles as GuestFiles
+from uvm._guest.programs import GuestFile as GuestFile
 from uvm._vm.attached import VMDevices as VMDevices
 from uvm._vm.containermounts import ContainerMount as ContainerMount
 from uvm._vm.cpugroups import CPUGroup as CPUGroup

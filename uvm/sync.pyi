@@ -25,7 +25,8 @@ from uvm._gcs.unix import StrPath
 from uvm._guest.access import GuestFeatures
 from uvm._guest.container import ContainerExit
 from uvm._guest.exchange import CompletedProcess, OutputName
-from uvm._guest.files import GuestFile, LocalPath
+from uvm._guest.files import LocalPath
+from uvm._guest.programs import GuestFile
 from uvm._guest.timeouts import GuestTimeouts
 from uvm._names import GuestOS, HostPath
 from uvm._vm.attached import VMDevices
