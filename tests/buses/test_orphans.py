@@ -200,6 +200,7 @@ async def mounted_at(run: Running, disk: str = DISK, **how: Any) -> uvm.ScsiLeas
 
 
 MOUNT = "MappedVirtualDisk"
+CIMS = "WCOWBlockCims"
 DIRECTORY = "MappedDirectory"
 #: What was orphaned, its guest resource, and what then wants its path, of the host or of the guest.
 IN_THE_WAY: dict[
@@ -566,12 +567,18 @@ async def _namespace(run: Running) -> uvm.NamespaceLease:
     return namespace
 
 
-SHARED_ENDS: dict[str, tuple[str, Callable[[Running], Awaitable[Any]]]] = {
-    "disk": (DISKS, lambda run: run.vm.scsi.attach(DISK)),
-    "mounted disk": (DISKS, mounted_at),
-    "namespace": (ADAPTERS, _namespace),
-    "root file system": (DISKS, _root),
-    "container's resources": (DISKS, _resources),
+async def _block_cim(run: Running) -> uvm.BlockCIMLease:
+    return await run.vm.block_cims.mount(uvm.BlockCIMLayer([uvm.BlockCIM(LAYER, "base.cim")]))
+
+
+SHARED_ENDS: dict[str, tuple[str, str, Callable[[Running], Awaitable[Any]]]] = {
+    "disk": ("linux", DISKS, lambda run: run.vm.scsi.attach(DISK)),
+    "mounted disk": ("linux", DISKS, mounted_at),
+    "namespace": ("linux", ADAPTERS, _namespace),
+    "root file system": ("linux", DISKS, _root),
+    "container's resources": ("linux", DISKS, _resources),
+    "volume of a block CIM": ("windows", CIMS, _block_cim),
+    "disk of a block CIM": ("windows", DISKS, _block_cim),
 }
 
 
@@ -583,8 +590,8 @@ async def test_what_a_context_was_left_of_is_no_orphan_while_another_caller_has_
     kind: str, first: bool, how: str, stays: bool
 ) -> None:
     """Two callers release it at once, and that is refused: one leaves its context, the other stays or not."""
-    resource, attach = SHARED_ENDS[kind]
-    async with running(lcow()) as run:
+    os, resource, attach = SHARED_ENDS[kind]
+    async with running(lcow() if os == "linux" else wcow()) as run:
         lease = await attach(run)
         scope = anyio.CancelScope()
 
