@@ -653,3 +653,21 @@ async def test_what_failed_to_come_is_not_had_though_it_is_removed_before_its_ca
         assert attempts[remove].error is None
         assert (run.vm.orphans, run.vm.network.adapters) == ((), ())
         check_at_rest(run)
+
+
+async def test_an_adapter_refused_before_the_release_of_its_namespace_is_cancelled_is_an_orphan() -> None:
+    async with running() as run:
+        namespace = await run.vm.network.setup(NAMESPACE)
+        with run.hold(resource=ADAPTERS, request_type="Remove") as gate:
+            async with anyio.create_task_group() as tasks:
+                release = Attempt.begin(tasks, namespace.release)
+                [refused, _] = await gate.wait(2)
+                refused.refuse()
+                await quiet()
+                assert not release.done
+                release.scope.cancel()
+        await run.vm.settled()
+        assert len(run.vm.orphans) == 1
+        await namespace.release()
+        assert run.vm.orphans == ()
+        check_at_rest(run)
