@@ -7,7 +7,7 @@ from attrs import define, field
 from uvm.backends.qemu.accel import Accelerator
 from uvm.backends.qemu.environment import Environment
 from uvm.backends.qemu.guestimage.selection import Selection
-from uvm.errors import NotSupportedError
+from uvm.errors import HostPathError, NotSupportedError
 
 DEVICES = {
     *("pcie-root-port", "pvpanic-pci", "scsi-hd", "virtio-9p-pci", "virtio-net-pci", "virtio-rng-pci"),
@@ -38,6 +38,7 @@ class ImaginedLinux(Environment):
     :ivar no_image: why no guest image can be built.
     :ivar silent: QEMU does not answer.
     :ivar without_shares: a kernel that has no 9p.
+    :ivar no_directory: one that cannot be made.
     """
 
     system: str = "linux"
@@ -50,6 +51,7 @@ class ImaginedLinux(Environment):
     memory_mb: int = 4096
     silent: bool = False
     without_shares: str = ""
+    no_directory: str = ""
     asked: list[str] = field(factory=list)
 
     def has_program(self, name: str) -> bool:
@@ -69,6 +71,10 @@ class ImaginedLinux(Environment):
         if self.no_image:
             raise NotSupportedError(self.no_image)
         return SELECTION
+
+    def check_directories(self) -> None:
+        if self.no_directory:
+            raise HostPathError(self.no_directory, "it cannot be made; name another one")
 
     def kernel_without_shares(self) -> str:
         return self.without_shares

@@ -60,6 +60,11 @@ def test_what_no_image_can_be_built_of_is_said() -> None:
     assert availability(ImaginedLinux(no_image="there is no kernel")) == ["there is no kernel"]
 
 
+def test_where_nothing_can_be_kept_no_vm_runs() -> None:
+    machine = ImaginedLinux(no_directory="/home/user/.local/state/uvm")
+    assert availability(machine) == ["/home/user/.local/state/uvm: it cannot be made; name another one"]
+
+
 def test_without_setpriv_qemu_would_outlive_its_process() -> None:
     (problem,) = availability(ImaginedLinux(programs={"qemu-system-x86_64"}))
     assert "no setpriv" in problem

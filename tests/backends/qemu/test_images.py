@@ -41,6 +41,12 @@ def test_the_format_is_what_the_name_says(path: str, format: ImageFormat) -> Non
     assert format_of(path) == format
 
 
+@pytest.mark.parametrize("path", ["/x/disk.vmdk", "/x/disk.VDI"])
+def test_a_format_that_is_not_supported_is_not_taken_for_raw(path: str) -> None:
+    with pytest.raises(ImageError, match=r"(VMDK|VDI) is not supported: .* with qemu-img convert"):
+        format_of(path)
+
+
 def test_a_raw_image_is_all_of_its_file_whatever_a_guest_has_written_there() -> None:
     found = read("raw", images.qcow2(backing="/etc/passwd"))
     assert (found.format, found.fixed, found.backing) == ("raw", True, None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvm.backends.checks import Check, Finding, missing
 from uvm.backends.qemu.guestimage.packages import install
-from uvm.errors import NotSupportedError
+from uvm.errors import NotSupportedError, UVMError
 
 if TYPE_CHECKING:
     from uvm.backends.qemu.environment import Environment
@@ -64,6 +64,15 @@ def _setpriv(environment: Environment) -> Finding:
     if environment.has_program("setpriv"):
         return Finding("ok", "setpriv ends QEMU with the process that started it")
     return Finding("missing", "there is no setpriv", f"install it: {install('setpriv')}")
+
+
+def _directories(environment: Environment) -> Finding:
+    try:
+        environment.check_directories()
+    except UVMError as e:
+        text, _, remedy = str(e).partition("; ")
+        return Finding("missing", text, remedy)
+    return Finding("ok", "VMs and guest images have theirs")
 
 
 def _image(environment: Environment) -> Finding:
@@ -138,6 +147,7 @@ REQUIREMENTS: Final[tuple[Check[Environment], ...]] = (
     *_PRESENCE,
     *_SOUNDNESS,
     Check("setpriv", _setpriv),
+    Check("directories", _directories),
     Check("guest image", _image),
 )
 

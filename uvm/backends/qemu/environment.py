@@ -53,6 +53,17 @@ class Environment:
         """
         return select(ImageOptions(), default_cache().downloads)
 
+    def check_directories(self) -> None:
+        """Make the directories of VMs and of guest images.
+
+        :raises UVMError: they cannot be made, or others may use them.
+        """
+        # Linux's alone can be imported.
+        from uvm.backends.qemu.runtime import RuntimeDirectory, default_runtime_directory
+
+        RuntimeDirectory(default_runtime_directory())
+        default_cache().prepare()
+
     def kernel_without_shares(self) -> str:
         """Return the path of the kernel of the guest image if guests have no Plan9 shares with it."""
         selected = self.selected()

@@ -64,8 +64,8 @@ class LinuxFileCalls:
         :raises HostPathError: there is no disk, or none that can have an image over it.
         :raises HostError: the system refused: with ERROR_FILE_EXISTS if something is at the target.
         """
-        format = format_of(base)
         try:
+            format = format_of(base)
             with _translated(f"read {base}"), open(base, "rb", 0) as read:
                 image = _header_of(read.fileno(), format)
             content = overlay_image(image.size_bytes, os.fsencode(base), DRIVERS[format])

@@ -70,6 +70,7 @@ _KEPT: Final = "kept.json"
 SHARES: Final = "shares"
 #: A record is a few hundred bytes.
 _MAX_RECORD_BYTES: Final = 1 << 16
+_ANOTHER: Final = "name another one: XDG_STATE_HOME, or QEMUBackend(runtime_directory=...)"
 #: How long the end of a process that was killed is waited for.
 _KILL_SECONDS: Final = 5.0
 
@@ -305,11 +306,13 @@ class RuntimeDirectory:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.path.lstat()
         except OSError as error:
-            raise HostPathError(str(self.path), f"no runtime directory can be made there: {error}") from error
+            text = f"no runtime directory can be made there: {error.strerror}; {_ANOTHER}"
+            raise HostPathError(str(self.path), text) from error
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise HostPathError(
                 str(self.path),
-                "the runtime directory must be a directory of this user that no other may change",
+                "the runtime directory must be a directory of this user that no other may change; "
+                f"{_ANOTHER}",
             )
 
     def claim(self, record: Record, choose: Choose = Chosen) -> VMDirectory:

@@ -8,6 +8,7 @@ The format follows from the name of the file, never from its content, which a gu
     .vhd              VHD: fixed (raw data, and a footer behind it) or dynamic
     .vhdx             VHDX
     .qcow2            qcow2
+    .vmdk, .vdi, ...  refused
     all else, and     raw
     block devices
 
@@ -34,11 +35,21 @@ _FORMATS: Final[dict[str, ImageFormat]] = {
     ".avhdx": "vhdx",
     ".qcow2": "qcow2",
 }
+_OTHERS: Final = frozenset({".vmdk", ".vdi", ".qed", ".vhds", ".hdd", ".dmg", ".ova"})
 
 
 def format_of(path: str) -> ImageFormat:
-    """Return the format that the name of a file says."""
-    return _FORMATS.get(os.path.splitext(path)[1].lower(), "raw")
+    """Return the format that the name of a file says.
+
+    :raises ImageError: it is one that is not supported; taken for raw, a guest would overwrite it.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in _OTHERS:
+        raise ImageError(
+            f"{suffix[1:].upper()} is not supported: VHD, VHDX, qcow2 and raw images are; "
+            "make another image with qemu-img convert"
+        )
+    return _FORMATS.get(suffix, "raw")
 
 
 def read_image(format: ImageFormat, file_bytes: int, read: Read) -> Image:
