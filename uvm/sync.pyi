@@ -44,10 +44,9 @@ from uvm.devices.scsi import DiskType, Mount, ScsiSlot
 from uvm.errors import ExitStatus
 from uvm.options import HvSocketService, LCOWOptions, WCOWOptions
 from uvm.options.template import Template
-from uvm.schema import container, requests
+from uvm.schema import container, gcs, requests
 from uvm.schema.container import HostedSystem, Storage
 from uvm.schema.devices import VirtualSmbShareOptions
-from uvm.schema.gcs import LinuxHostedSystem
 from uvm.schema.guest import LCOWNetworkAdapter, TimeZoneInformation
 from uvm.schema.process import ProcessDetails
 from uvm.schema.requests import ModificationRequest
@@ -200,7 +199,7 @@ class GuestConnection:
     def close(self, cause: BaseException | None = ...) -> None: ...
     @property
     def closed(self) -> bool: ...
-    def create_container(self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]) -> Container: ...
+    def create_container(self, container_id: str, document: gcs.LinuxHostedSystem | HostedSystem | Mapping[str, Any]) -> Container: ...
     def delete_container_state(self, container_id: str) -> None: ...
     def dump_stacks(self) -> str: ...
     @property

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from attrs import evolve, frozen
 
+from uvm._document import common
 from uvm._document.boot import (
     KERNEL_DIRECT_BUILD,
     LinuxBoot,
@@ -13,17 +14,6 @@ from uvm._document.boot import (
     boot_files_to_stat,
     kernel_command_line,
     resolve_boot,
-)
-from uvm._document.common import (
-    SECURE_BOOT_TEMPLATE,
-    SYSTEM_AND_ADMINISTRATORS,
-    add_consoles,
-    add_service,
-    finish,
-    hvsocket_services,
-    launch_data,
-    need_build,
-    topology,
 )
 from uvm._document.paths import Files, join, need, with_host_paths
 from uvm._document.plan import AssignedDevice, CopyFile, CreationPlan, GrantAccess
@@ -73,9 +63,9 @@ def plan_lcow(
     options = with_host_paths(options, _HOST_PATHS, host)
     counts = _counts(options, host)
     if options.cold_discard_hint:
-        need_build(host, _COLD_DISCARD_BUILD, "cold_discard_hint")
+        common.need_build(host, _COLD_DISCARD_BUILD, "cold_discard_hint")
     if options.kernel_direct:
-        need_build(host, KERNEL_DIRECT_BUILD, "kernel_direct")
+        common.need_build(host, KERNEL_DIRECT_BUILD, "kernel_direct")
     if options.guest_state_file:
         return _plan_isolated(options, host, files, counts, id)
     return _plan_plain(options, host, files, counts, id, new_id)
@@ -110,7 +100,7 @@ def _plan_plain(
     on_scsi = boot.rootfs_type == "vhd" and not on_vpmem
     if on_vpmem and counts.multi_mapping:
         _check_fits_vpmem(boot, rootfs_bytes)
-    nodes = topology(options, host)
+    nodes = common.topology(options, host)
     assigned = tuple(AssignedDevice(d.instance_path, d.function, new_id()) for d in options.assigned_devices)
     vm_devices = devices.Devices(
         scsi=_scsi(counts, boot.rootfs_path if on_scsi else None),
@@ -119,7 +109,7 @@ def _plan_plain(
         plan9=devices.Plan9(),
         virtual_pci={d.vmbus_guid: _pci_device(d, nodes) for d in assigned},
     )
-    add_consoles(vm_devices, options, host)
+    common.add_consoles(vm_devices, options, host)
     vm = system.VirtualMachine(
         chipset=_chipset(boot, kernel_command_line(options, host, boot, vpmem=counts.vpmem > 0)),
         compute_topology=nodes,
@@ -129,7 +119,7 @@ def _plan_plain(
         is_template=options.template,
     )
     if options.clone_of is None:
-        plan = evolve(finish(options, host, vm, id=id), reserved_scsi=((0, 0),) if on_scsi else ())
+        plan = evolve(common.finish(options, host, vm, id=id), reserved_scsi=((0, 0),) if on_scsi else ())
     else:
         from uvm._document.clone import plan_clone
 
@@ -157,8 +147,8 @@ def _rootfs_bytes(boot: LinuxBoot, files: Files) -> int:
 def _sockets(options: LCOWOptions) -> devices.HvSocketSystemConfig:
     return devices.HvSocketSystemConfig(
         # uvm, which an administrator runs, listens for the guest's log.
-        default_bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
-        service_table=hvsocket_services(options),
+        default_bind_security_descriptor=common.SYSTEM_AND_ADMINISTRATORS,
+        service_table=common.hvsocket_services(options),
     )
 
 
@@ -262,7 +252,7 @@ def _plan_isolated(
         plan9=devices.Plan9(),
     )
     return evolve(
-        finish(options, host, _isolated_machine(options, host, vm_devices, state), id=id, minor=5),
+        common.finish(options, host, _isolated_machine(options, host, vm_devices, state), id=id, minor=5),
         scsi_controllers=counts.scsi,
         reserved_scsi=((0, 0),) if on_scsi else (),
         preparations=(
@@ -280,14 +270,16 @@ def _isolated_machine(
 ) -> system.VirtualMachine:
     isolation = system.IsolationSettings(
         isolation_type="SecureNestedPaging",
-        launch_data=launch_data(options),
+        launch_data=common.launch_data(options),
         hcl_enabled=options.hcl_enabled,
     )
     return system.VirtualMachine(
         chipset=system.Chipset(
-            uefi=system.Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
+            uefi=system.Uefi(
+                apply_secure_boot_template="Apply", secure_boot_template_id=common.SECURE_BOOT_TEMPLATE
+            )
         ),
-        compute_topology=topology(options, host),
+        compute_topology=common.topology(options, host),
         devices=vm_devices,
         # Transient: the guest's state is not written to the file, which is the source of the images.
         guest_state=system.GuestState(
@@ -300,12 +292,12 @@ def _isolated_machine(
 
 def _isolated_sockets(options: LCOWOptions) -> devices.HvSocketSystemConfig:
     """Open the vsock ports that an isolated guest needs, one by one."""
-    table = hvsocket_services(options)
+    table = common.hvsocket_services(options)
     needed = (ports.LINUX_ENTROPY_PORT, ports.LINUX_LOG_PORT, ports.LINUX_GCS_PORT, ports.FIRST_STDIO_PORT)
     for port in dict.fromkeys((*needed, *options.extra_vsock_ports)):
-        add_service(table, ports.vsock_service_id(port), _EVERYONE)
+        common.add_service(table, ports.vsock_service_id(port), _EVERYONE)
     return devices.HvSocketSystemConfig(
         default_bind_security_descriptor=_EVERYONE,
-        default_connect_security_descriptor=SYSTEM_AND_ADMINISTRATORS,
+        default_connect_security_descriptor=common.SYSTEM_AND_ADMINISTRATORS,
         service_table=table,
     )

@@ -7,17 +7,7 @@ import ntpath
 
 from attrs import evolve, frozen
 
-from uvm._document.common import (
-    SECURE_BOOT_TEMPLATE,
-    SYSTEM_AND_ADMINISTRATORS,
-    add_consoles,
-    add_service,
-    finish,
-    hvsocket_services,
-    launch_data,
-    registry_value,
-    topology,
-)
+from uvm._document import common
 from uvm._document.confidential import default_files, with_default_files
 from uvm._document.layers import boot_files_of_layers, layer_files_to_stat
 from uvm._document.paths import Files, join, need, with_host_paths
@@ -74,7 +64,7 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
     options, boot = _boot(with_host_paths(options, _HOST_PATHS, host), host, files, id)
     vm = system.VirtualMachine(
         chipset=boot.chipset,
-        compute_topology=topology(options, host),
+        compute_topology=common.topology(options, host),
         devices=_devices(options, host, boot, id),
         registry_changes=schema.RegistryChanges(add_values=_registry_values(options)),
         guest_connection=None if options.external_guest_connection else system.GuestConnection(),
@@ -98,7 +88,7 @@ def plan_wcow(options: WCOWOptions, host: HostInfo, files: Files, *, id: str) ->
         kept = tuple(step for step in preparations if step not in boot.preparations)
         return plan_clone(options, options.clone_of.document, host, vm, id, kept)
     return evolve(
-        finish(options, host, vm, id=id, minor=5 if options.security_policy_enabled else 1),
+        common.finish(options, host, vm, id=id, minor=5 if options.security_policy_enabled else 1),
         reserved_scsi=tuple((0, lun) for lun in range(len(boot.disks))),
         preparations=preparations,
         temporary_files=boot.temporary_files,
@@ -123,7 +113,7 @@ def _boot(options: WCOWOptions, host: HostInfo, files: Files, id: str) -> tuple[
 
 def _devices(options: WCOWOptions, host: HostInfo, boot: _Boot, id: str) -> devices.Devices:
     sockets = devices.HvSocketSystemConfig(
-        default_bind_security_descriptor=SYSTEM_AND_ADMINISTRATORS, service_table=_services(options)
+        default_bind_security_descriptor=common.SYSTEM_AND_ADMINISTRATORS, service_table=_services(options)
     )
     disks = {str(lun): disk for lun, disk in enumerate(boot.disks)}
     vm_devices = devices.Devices(
@@ -133,7 +123,7 @@ def _devices(options: WCOWOptions, host: HostInfo, boot: _Boot, id: str) -> devi
             shares=[boot.share], direct_file_mapping_in_mb=_DIRECT_FILE_MAPPING_MB
         ),
     )
-    add_consoles(vm_devices, options, host)
+    common.add_consoles(vm_devices, options, host)
     if options.dump_directory:
         dump = devices.WindowsCrashReporting(
             dump_file_name=_dump_file(options, host, id, "windows-crash"), dump_type="Full"
@@ -147,9 +137,9 @@ def _dump_file(options: WCOWOptions, host: HostInfo, id: str, what: str) -> str:
 
 
 def _services(options: WCOWOptions) -> dict[str, devices.HvSocketServiceConfig]:
-    table = hvsocket_services(options)
+    table = common.hvsocket_services(options)
     if options.log_forwarding:
-        add_service(table, WINDOWS_LOG_SERVICE, SYSTEM_AND_ADMINISTRATORS)
+        common.add_service(table, WINDOWS_LOG_SERVICE, common.SYSTEM_AND_ADMINISTRATORS)
     return table
 
 
@@ -162,7 +152,7 @@ def _registry_values(options: WCOWOptions) -> list[schema.RegistryValue]:
     if not options.disable_compartment_namespace:
         gns = "CurrentControlSet\\Services\\gns"
         values.append(_dword("System", gns, "EnableCompartmentNamespace", 1))
-    return values + [registry_value(value) for value in options.registry_values]
+    return values + [common.registry_value(value) for value in options.registry_values]
 
 
 def _dword(hive: str, key: str, name: str, value: int) -> schema.RegistryValue:
@@ -224,7 +214,9 @@ def _boot_from_disks(options: WCOWOptions, files: BlockCIMBootFiles, host: HostI
 def _confidential_chipset(options: WCOWOptions) -> system.Chipset:
     uefi = system.Uefi(apply_secure_boot_template="Skip")
     if not options.disable_secure_boot:
-        uefi = system.Uefi(apply_secure_boot_template="Apply", secure_boot_template_id=SECURE_BOOT_TEMPLATE)
+        uefi = system.Uefi(
+            apply_secure_boot_template="Apply", secure_boot_template_id=common.SECURE_BOOT_TEMPLATE
+        )
     if not options.firmware_parameters:
         return system.Chipset(uefi=uefi)
     parameters = base64.b64encode(options.firmware_parameters.encode()).decode("ascii")
@@ -241,7 +233,7 @@ def _make_confidential(vm: system.VirtualMachine, options: WCOWOptions) -> None:
     vm.security_settings = system.SecuritySettings(
         isolation=system.IsolationSettings(
             isolation_type=options.isolation_type or "SecureNestedPaging",
-            launch_data=launch_data(options),
+            launch_data=common.launch_data(options),
             hcl_enabled=True,
         )
     )

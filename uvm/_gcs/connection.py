@@ -52,24 +52,8 @@ from uvm._wire.frames import Procedure
 from uvm.backend import JSON, ByteStream, Listener
 from uvm.errors import BridgeClosedError, GuestError, NotSupportedError, VMStateError, WireError
 from uvm.hresult import HResult
+from uvm.schema import gcs
 from uvm.schema.container import HostedSystem
-from uvm.schema.gcs import (
-    HOST_CONTAINER_ID,
-    PROTOCOL_VERSION,
-    ContainerCreateRequest,
-    ContainerModifySettingsRequest,
-    ContainerNotification,
-    DumpStacksResponse,
-    GcsCapabilities,
-    LinuxHostedSystem,
-    NegotiateProtocolRequest,
-    NegotiateProtocolResponse,
-    RequestBase,
-    ResponseBase,
-    ServiceModificationRequest,
-    UpdateContainerRequest,
-    UvmConfig,
-)
 from uvm.schema.guest import TimeZoneInformation
 from uvm.schema.requests import ModificationRequest
 from uvm.schema.secrets import printable
@@ -123,7 +107,7 @@ class GuestConnection(GuestHost):
         )
         self._bridge = bridge
         self._redial = redial
-        self._agreed: GcsCapabilities | None = None
+        self._agreed: gcs.GcsCapabilities | None = None
         self._closed = Flag()
         # Set while it is not served.
         self._idle = Flag()
@@ -154,7 +138,7 @@ class GuestConnection(GuestHost):
     def protocol_version(self) -> int:
         """The version of the protocol that is spoken. Errors as of :attr:`capabilities`."""
         self._capabilities()
-        return PROTOCOL_VERSION
+        return gcs.PROTOCOL_VERSION
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
@@ -170,7 +154,7 @@ class GuestConnection(GuestHost):
         self._capabilities()
         return self._link.features
 
-    def _capabilities(self) -> GcsCapabilities:
+    def _capabilities(self) -> gcs.GcsCapabilities:
         if self._agreed is None:
             raise VMStateError(f"{self._link.name}: the guest has not been connected yet")
         return self._agreed
@@ -213,17 +197,17 @@ class GuestConnection(GuestHost):
         agreed = self._capabilities()
         if not agreed.send_host_create_message:
             return
-        config = UvmConfig(time_zone_information=time_zone if self._link.os == "windows" else None)
-        create = ContainerCreateRequest(
-            container_id=HOST_CONTAINER_ID,
+        config = gcs.UvmConfig(time_zone_information=time_zone if self._link.os == "windows" else None)
+        create = gcs.ContainerCreateRequest(
+            container_id=gcs.HOST_CONTAINER_ID,
             container_config=check_writable("the configuration of the guest", config),
         )
         seconds = self._link.timeouts.container_seconds
         call = partial(self._bridge.call, timeout_seconds=seconds)
-        await call(Procedure.CREATE, create, ResponseBase, operation="set up the guest")
+        await call(Procedure.CREATE, create, gcs.ResponseBase, operation="set up the guest")
         if agreed.send_host_start_message:
-            start = RequestBase(container_id=HOST_CONTAINER_ID)
-            await call(Procedure.START, start, ResponseBase, operation="start the guest")
+            start = gcs.RequestBase(container_id=gcs.HOST_CONTAINER_ID)
+            await call(Procedure.START, start, gcs.ResponseBase, operation="start the guest")
 
     async def shutdown(self) -> None:
         """Ask the guest to shut down. It has when its VM has exited.
@@ -235,9 +219,11 @@ class GuestConnection(GuestHost):
         """
         self._shutting_down += 1
         try:
-            request = RequestBase(container_id=HOST_CONTAINER_ID)
+            request = gcs.RequestBase(container_id=gcs.HOST_CONTAINER_ID)
             operation = "shut the guest down"
-            await self._bridge.call(Procedure.SHUTDOWN_GRACEFUL, request, ResponseBase, operation=operation)
+            await self._bridge.call(
+                Procedure.SHUTDOWN_GRACEFUL, request, gcs.ResponseBase, operation=operation
+            )
         except BridgeClosedError as error:
             _log.debug(self._link.name, "shutting down: %s", error)
         finally:
@@ -303,7 +289,7 @@ class GuestConnection(GuestHost):
 
     async def _greet(self) -> None:
         answer = await self._negotiate()
-        agreed = answer.capabilities or GcsCapabilities()
+        agreed = answer.capabilities or gcs.GcsCapabilities()
         os = agreed.runtime_os_type.lower() or "windows"
         if os not in ("linux", "windows"):
             raise NotSupportedError(
@@ -318,13 +304,13 @@ class GuestConnection(GuestHost):
         # Only the first of all greetings is the start.
         self._task_status = anyio.TASK_STATUS_IGNORED
 
-    async def _negotiate(self) -> NegotiateProtocolResponse:
-        ours = f"{self._link.name}: uvm speaks version {PROTOCOL_VERSION} of the protocol"
+    async def _negotiate(self) -> gcs.NegotiateProtocolResponse:
+        ours = f"{self._link.name}: uvm speaks version {gcs.PROTOCOL_VERSION} of the protocol"
         try:
             answer = await self._bridge.call(
                 Procedure.NEGOTIATE_PROTOCOL,
-                NegotiateProtocolRequest(),
-                NegotiateProtocolResponse,
+                gcs.NegotiateProtocolRequest(),
+                gcs.NegotiateProtocolResponse,
                 operation="negotiate the protocol",
                 urgent=True,
             )
@@ -332,11 +318,11 @@ class GuestConnection(GuestHost):
             if error.hresult != HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION:
                 raise
             raise NotSupportedError(f"{ours}, and the guest only others: {error}") from error
-        if answer.version != PROTOCOL_VERSION:
+        if answer.version != gcs.PROTOCOL_VERSION:
             raise NotSupportedError(f"{ours}, and the guest version {answer.version}")
         return answer
 
-    def _notify(self, notification: ContainerNotification) -> None:
+    def _notify(self, notification: gcs.ContainerNotification) -> None:
         self._containers.notify(notification)
 
     def _resumed(self) -> None:
@@ -359,9 +345,9 @@ class GuestConnection(GuestHost):
             operation = f"{request.request_type} {request.resource_type}"
         else:
             operation = f"{request.get('RequestType', 'modify')} {request.get('ResourceType', 'the guest')}"
-        body = ContainerModifySettingsRequest(container_id=HOST_CONTAINER_ID, request=request)
+        body = gcs.ContainerModifySettingsRequest(container_id=gcs.HOST_CONTAINER_ID, request=request)
         modify = Procedure.MODIFY_SETTINGS
-        await self._link.call(self._bridge.call(modify, body, ResponseBase, operation=operation))
+        await self._link.call(self._bridge.call(modify, body, gcs.ResponseBase, operation=operation))
 
     async def modify_service(self, property_type: str, settings: object) -> None:
         """Change a service of a Windows guest (``LogForwardService``).
@@ -373,11 +359,11 @@ class GuestConnection(GuestHost):
         operation = f"change the service {checked(property_type, text, 'property_type')}"
         supported = self._capabilities().modify_service_settings_supported or self.features.log_forwarding
         self._link.needs(supported, operation, "ModifyServiceSettingsSupported")
-        body = ServiceModificationRequest(
-            container_id=HOST_CONTAINER_ID, property_type=property_type, settings=settings
+        body = gcs.ServiceModificationRequest(
+            container_id=gcs.HOST_CONTAINER_ID, property_type=property_type, settings=settings
         )
         modify = Procedure.MODIFY_SERVICE_SETTINGS
-        await self._link.call(self._bridge.call(modify, body, ResponseBase, operation=operation))
+        await self._link.call(self._bridge.call(modify, body, gcs.ResponseBase, operation=operation))
 
     async def update_container(self, container_id: str, resources: Mapping[str, Any]) -> None:
         """Update a container by a request of its own (hcsshim v0.8.16 ``UtilityVM.UpdateContainer``).
@@ -397,8 +383,8 @@ class GuestConnection(GuestHost):
         os: GuestOS = "windows" if self.os == "windows" else "linux"
         text = check_writable("the resources", read_resources(resources, os))
         self._link.needs(self.features.update_container, operation, "UpdateContainerSupported")
-        request = UpdateContainerRequest(container_id=container_id, resources=text)
-        call = self._bridge.call(Procedure.UPDATE_CONTAINER, request, ResponseBase, operation=operation)
+        request = gcs.UpdateContainerRequest(container_id=container_id, resources=text)
+        call = self._bridge.call(Procedure.UPDATE_CONTAINER, request, gcs.ResponseBase, operation=operation)
         await self._link.call(call)
 
     async def dump_stacks(self) -> str:
@@ -409,14 +395,14 @@ class GuestConnection(GuestHost):
         """
         operation = "dump the stacks of the guest's service"
         self._link.needs(self.features.dump_stacks, operation, "DumpStacksSupported")
-        request = RequestBase(container_id=HOST_CONTAINER_ID)
-        call = self._bridge.call(Procedure.DUMP_STACKS, request, DumpStacksResponse, operation=operation)
+        request = gcs.RequestBase(container_id=gcs.HOST_CONTAINER_ID)
+        call = self._bridge.call(Procedure.DUMP_STACKS, request, gcs.DumpStacksResponse, operation=operation)
         answer = await self._link.call(call)
         return answer.guest_stacks
 
     @opens
     async def create_container(
-        self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
+        self, container_id: str, document: gcs.LinuxHostedSystem | HostedSystem | Mapping[str, Any]
     ) -> Container:
         """Create a container in the guest. It is not started. Await it, or enter it.
 
@@ -463,4 +449,4 @@ class GuestConnection(GuestHost):
 
     async def _launch(self, launch: Launch) -> Process:
         self._capabilities()
-        return await start_process(self._link, HOST_CONTAINER_ID, launch)
+        return await start_process(self._link, gcs.HOST_CONTAINER_ID, launch)

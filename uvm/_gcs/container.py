@@ -30,13 +30,7 @@ from uvm._wire.frames import Procedure, parse
 from uvm.backend import JSON
 from uvm.errors import GuestError, UnknownOutcomeError, UVMError, VMStateError
 from uvm.hresult import SYSTEM_ENDED
-from uvm.schema.gcs import (
-    ContainerModifySettingsRequest,
-    GetPropertiesRequest,
-    GetPropertiesResponse,
-    RequestBase,
-    ResponseBase,
-)
+from uvm.schema import gcs
 from uvm.schema.json import from_json
 from uvm.schema.process import ProcessDetails
 from uvm.schema.properties import PROPERTY_PROCESS_LIST, Properties, PropertyQuery
@@ -134,15 +128,15 @@ class ConnectedContainer:
         query = check_writable("the query", PropertyQuery(property_types=list(types)))
         answer = await self._link.bridge.call(
             Procedure.GET_PROPERTIES,
-            GetPropertiesRequest(container_id=self.id, query=query),
-            GetPropertiesResponse,
+            gcs.GetPropertiesRequest(container_id=self.id, query=query),
+            gcs.GetPropertiesResponse,
             operation=self._operation("query"),
         )
         return parse(answer.properties.removeprefix("\ufeff").encode())
 
     async def modify(self, request: JSON) -> None:
         """Have a ``ModificationRequest`` carried out."""
-        body = ContainerModifySettingsRequest(container_id=self.id, request=request)
+        body = gcs.ContainerModifySettingsRequest(container_id=self.id, request=request)
         await self._ask(Procedure.MODIFY_SETTINGS, "modify", body)
 
     def check(self) -> None:
@@ -152,7 +146,7 @@ class ConnectedContainer:
             return
         self._link.bridge.submit(
             Procedure.GET_PROPERTIES,
-            GetPropertiesRequest(container_id=self.id),
+            gcs.GetPropertiesRequest(container_id=self.id),
             operation=self._operation("ask about"),
             then=self._checked,
         )
@@ -163,7 +157,7 @@ class ConnectedContainer:
         # What else is refused, or lost, says nothing of its end.
         with suppress(UVMError):
             try:
-                call.result(ResponseBase)
+                call.result(gcs.ResponseBase)
             except GuestError as error:
                 if error.hresult in SYSTEM_ENDED:
                     doubt(self._link, self.exit)
@@ -181,14 +175,14 @@ class ConnectedContainer:
         self,
         procedure: Procedure,
         verb: str,
-        request: RequestBase | None = None,
+        request: gcs.RequestBase | None = None,
         *,
         timeout_seconds: float | None = None,
     ) -> None:
         await self._link.bridge.call(
             procedure,
-            request or RequestBase(container_id=self.id),
-            ResponseBase,
+            request or gcs.RequestBase(container_id=self.id),
+            gcs.ResponseBase,
             operation=self._operation(verb),
             timeout_seconds=timeout_seconds,
         )

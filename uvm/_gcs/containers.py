@@ -32,14 +32,8 @@ from uvm._log import Log
 from uvm._wire.frames import Procedure
 from uvm.backend import JSON
 from uvm.errors import OptionsError, UnknownOutcomeError, VMStateError, WireError
+from uvm.schema import gcs
 from uvm.schema.container import HostedSystem
-from uvm.schema.gcs import (
-    ContainerCreateRequest,
-    ContainerNotification,
-    LinuxHostedSystem,
-    RequestBase,
-    ResponseBase,
-)
 from uvm.schema.json import dumps
 from uvm.schema.secrets import printable
 
@@ -68,7 +62,7 @@ class Containers:
         link.bridge.on_resume[self] = self._resumed
 
     async def create(
-        self, container_id: str, document: LinuxHostedSystem | HostedSystem | Mapping[str, Any]
+        self, container_id: str, document: gcs.LinuxHostedSystem | HostedSystem | Mapping[str, Any]
     ) -> Container:
         """Create a container; see :meth:`uvm._gcs.connection.GuestConnection.create_container`."""
         config = await container_config(self._link, container_id, document)
@@ -82,7 +76,7 @@ class Containers:
     ) -> Container:
         handle = self._take(container_id)
         container = Container(self._link, handle, config)
-        request = ContainerCreateRequest(
+        request = gcs.ContainerCreateRequest(
             container_id=container_id, activity_id=handle.activity_id, container_config=dumps(config)
         )
         try:
@@ -95,7 +89,7 @@ class Containers:
             )
             answer = await self._link.answer(start, call, partial(end_abandoned, container))
             handle.created = True
-            answer.result(ResponseBase)
+            answer.result(gcs.ResponseBase)
         except UnknownOutcomeError as error:
             start.send_away(error)
             await end_abandoned(container)
@@ -122,9 +116,9 @@ class Containers:
             )
         self._deleting.add(container_id)
         try:
-            request = RequestBase(container_id=container_id)
+            request = gcs.RequestBase(container_id=container_id)
             delete = Procedure.DELETE_CONTAINER_STATE
-            await self._link.bridge.call(delete, request, ResponseBase, operation=operation)
+            await self._link.bridge.call(delete, request, gcs.ResponseBase, operation=operation)
         finally:
             self._deleting.discard(container_id)
 
@@ -149,7 +143,7 @@ class Containers:
         self._taken[container_id] = self._awaited[container_id, handle.activity_id] = handle
         return handle
 
-    def notify(self, report: ContainerNotification) -> None:
+    def notify(self, report: gcs.ContainerNotification) -> None:
         """Take the report of an exit.
 
         :raises WireError: no container ever had that id.

@@ -33,15 +33,7 @@ from uvm._guest.starts import Start, start_in_task
 from uvm._guest.stdio import Channel
 from uvm._wire.frames import Procedure
 from uvm.errors import BridgeClosedError, UnknownOutcomeError
-from uvm.schema.gcs import (
-    HOST_CONTAINER_ID,
-    ExecuteProcessRequest,
-    ExecuteProcessResponse,
-    RequestBase,
-    ResizeConsoleRequest,
-    ResponseBase,
-    SignalProcessRequest,
-)
+from uvm.schema import gcs
 
 
 class ConnectedProcess(ExitWatch):
@@ -53,7 +45,7 @@ class ConnectedProcess(ExitWatch):
     def __init__(self, link: GuestLink, container_id: str, pid: int, streams: Mapping[str, Channel]) -> None:
         super().__init__(link, container_id, pid)
         self.streams = streams
-        self.contained = container_id != HOST_CONTAINER_ID
+        self.contained = container_id != gcs.HOST_CONTAINER_ID
 
     def _end(self, failure: Callable[[], Exception] | None, *, cut_off: bool = False) -> None:
         super()._end(failure, cut_off=cut_off)
@@ -62,28 +54,30 @@ class ConnectedProcess(ExitWatch):
 
     async def signal(self, options: SignalOptions | None) -> None:
         """Have a signal sent; None to kill."""
-        request = SignalProcessRequest(container_id=self._container_id, process_id=self.pid, options=options)
+        request = gcs.SignalProcessRequest(
+            container_id=self._container_id, process_id=self.pid, options=options
+        )
         await self._ask_for(Procedure.SIGNAL_PROCESS, request, f"signal process {self.pid}")
 
     async def resize(self, height: int, width: int) -> None:
         """Have the size of its terminal changed."""
-        request = ResizeConsoleRequest(
+        request = gcs.ResizeConsoleRequest(
             container_id=self._container_id, process_id=self.pid, height=height, width=width
         )
         await self._ask_for(Procedure.RESIZE_CONSOLE, request, f"resize the terminal of process {self.pid}")
 
-    async def _ask_for(self, procedure: Procedure, request: RequestBase, operation: str) -> None:
-        await self._link.bridge.call(procedure, request, ResponseBase, operation=operation)
+    async def _ask_for(self, procedure: Procedure, request: gcs.RequestBase, operation: str) -> None:
+        await self._link.bridge.call(procedure, request, gcs.ResponseBase, operation=operation)
 
     async def start_helper(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""
         # It ends by itself, and what it does is to be done also for a caller who leaves.
-        call = _ask(self._link, HOST_CONTAINER_ID, launch, {}, starts=False)
+        call = _ask(self._link, gcs.HOST_CONTAINER_ID, launch, {}, starts=False)
         try:
             await call.wait()
         finally:
             call.abandon()
-        return _started(self._link, HOST_CONTAINER_ID, launch, {}, call)
+        return _started(self._link, gcs.HOST_CONTAINER_ID, launch, {}, call)
 
     def leave(self, failure: Callable[[], Exception]) -> None:
         """Wait for its exit no more."""
@@ -132,14 +126,14 @@ def _ask(
 ) -> Call:
     ports = {name: channel.port for name, channel in channels.items()}
     settings = execute_settings(link.os, launch.text(), ports)
-    request = ExecuteProcessRequest(container_id=container_id, settings=settings)
+    request = gcs.ExecuteProcessRequest(container_id=container_id, settings=settings)
     return link.bridge.submit(Procedure.EXECUTE_PROCESS, request, operation=launch.operation, starts=starts)
 
 
 def _started(
     link: GuestLink, container_id: str, launch: Launch, channels: Mapping[str, Channel], call: Call
 ) -> Process:
-    pid = call.result(ExecuteProcessResponse).process_id
+    pid = call.result(gcs.ExecuteProcessResponse).process_id
     if not 0 <= pid <= MAX_UINT32:
         raise UnknownOutcomeError(f"{call.operation}: the guest's answer cannot be read: no process id")
     try:

@@ -12,17 +12,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from uvm._checks import U16
-from uvm._ncproxy.messages import (
-    COMPUTE_AGENT,
-    AddNIC,
-    AssignedPCI,
-    AssignPCI,
-    DeleteNIC,
-    Empty,
-    ModifyNIC,
-    RemovePCI,
-    endpoint_of,
-)
+from uvm._ncproxy import messages
 from uvm._ncproxy.vm import VMOfAgent
 from uvm._ttrpc.protobuf import Message
 from uvm._ttrpc.server import Method, Services
@@ -45,61 +35,61 @@ class ComputeAgent:
     def services(self) -> Services:
         """The methods that the agent serves."""
         methods: dict[str, Method[Any]] = {
-            "AddNIC": Method(AddNIC, self.add_nic),
-            "ModifyNIC": Method(ModifyNIC, self.modify_nic),
-            "DeleteNIC": Method(DeleteNIC, self.delete_nic),
-            "AssignPCI": Method(AssignPCI, self.assign_pci),
-            "RemovePCI": Method(RemovePCI, self.remove_pci),
+            "AddNIC": Method(messages.AddNIC, self.add_nic),
+            "ModifyNIC": Method(messages.ModifyNIC, self.modify_nic),
+            "DeleteNIC": Method(messages.DeleteNIC, self.delete_nic),
+            "AssignPCI": Method(messages.AssignPCI, self.assign_pci),
+            "RemovePCI": Method(messages.RemovePCI, self.remove_pci),
         }
-        return {COMPUTE_AGENT: methods}
+        return {messages.COMPUTE_AGENT: methods}
 
-    async def add_nic(self, request: AddNIC) -> Message:
+    async def add_nic(self, request: messages.AddNIC) -> Message:
         """Add an adapter for an endpoint of HCN, or in the guest alone for one of the proxy."""
         _require("AddNIC", request.nic_id, request.endpoint)
         self._require_ours("AddNIC", request.container_id)
-        endpoint = endpoint_of(request.endpoint, "AddNIC")
+        endpoint = messages.endpoint_of(request.endpoint, "AddNIC")
         if isinstance(endpoint, ProxyEndpoint):
             await self.vm.add_guest_adapter(_guest_adapter(request.nic_id, endpoint))
         else:
             await self.vm.add_adapter(endpoint.name, request.nic_id)
-        return Empty()
+        return messages.Empty()
 
-    async def modify_nic(self, request: ModifyNIC) -> Message:
+    async def modify_nic(self, request: messages.ModifyNIC) -> Message:
         """Change the SR-IOV settings of an adapter for an endpoint of HCN."""
         _require("ModifyNIC", request.nic_id, request.endpoint)
         given = request.iov_policy_settings
         if given is None:
             raise RPCError("ModifyNIC", RPCCode.INVALID_ARGUMENT, _EMPTY)
-        endpoint = endpoint_of(request.endpoint, "ModifyNIC")
+        endpoint = messages.endpoint_of(request.endpoint, "ModifyNIC")
         if isinstance(endpoint, ProxyEndpoint):
             text = "modifying ncproxy networking endpoints is not supported"
             raise RPCError("ModifyNIC", RPCCode.UNKNOWN, text)
         await self.vm.update_adapter(endpoint.name, request.nic_id, given)
-        return Empty()
+        return messages.Empty()
 
-    async def delete_nic(self, request: DeleteNIC) -> Message:
+    async def delete_nic(self, request: messages.DeleteNIC) -> Message:
         """Remove the adapter of an endpoint of HCN, or one from the guest alone."""
         _require("DeleteNIC", request.nic_id, request.endpoint)
         self._require_ours("DeleteNIC", request.container_id)
-        endpoint = endpoint_of(request.endpoint, "DeleteNIC")
+        endpoint = messages.endpoint_of(request.endpoint, "DeleteNIC")
         if isinstance(endpoint, ProxyEndpoint):
             await self.vm.remove_guest_adapter(request.nic_id)
         else:
             await self.vm.remove_adapter(endpoint.name)
-        return Empty()
+        return messages.Empty()
 
-    async def assign_pci(self, request: AssignPCI) -> Message:
+    async def assign_pci(self, request: messages.AssignPCI) -> Message:
         """Assign a PCI device to the VM."""
         function = self._device("AssignPCI", request)
-        return AssignedPCI(await self.vm.assign_device(request.device_id, function, request.nic_id))
+        return messages.AssignedPCI(await self.vm.assign_device(request.device_id, function, request.nic_id))
 
-    async def remove_pci(self, request: RemovePCI) -> Message:
+    async def remove_pci(self, request: messages.RemovePCI) -> Message:
         """Remove an assigned PCI device."""
         function = self._device("RemovePCI", request)
         await self.vm.remove_device(request.device_id, function)
-        return Empty()
+        return messages.Empty()
 
-    def _device(self, operation: str, request: AssignPCI | RemovePCI) -> int:
+    def _device(self, operation: str, request: messages.AssignPCI | messages.RemovePCI) -> int:
         """Return the function of a device; refuse what is no device, or another container's."""
         _require(operation, request.device_id)
         self._require_ours(operation, request.container_id)

@@ -5,14 +5,7 @@ from __future__ import annotations
 import anyio
 from attrs import frozen
 
-from uvm._ncproxy.messages import (
-    NETWORK_CONFIG_PROXY,
-    ConfigureNetworking,
-    Empty,
-    RegisterComputeAgent,
-    RequestType,
-    UnregisterComputeAgent,
-)
+from uvm._ncproxy import messages
 from uvm._ttrpc.client import connected
 from uvm._ttrpc.protobuf import Message
 from uvm.backend import ByteStream, HostPipes
@@ -37,28 +30,30 @@ class NetworkConfigProxy:
 
     async def register(self, agent_address: str, container_id: str) -> None:
         """Have the proxy dial a compute agent, and call it back for a container."""
-        await self._call("RegisterComputeAgent", RegisterComputeAgent(agent_address, container_id))
+        await self._call("RegisterComputeAgent", messages.RegisterComputeAgent(agent_address, container_id))
 
     async def unregister(self, container_id: str) -> None:
         """Have the proxy forget the agent of a container. Proxies of hcsshim v0.8.16 cannot, and keep it."""
         try:
-            await self._call("UnregisterComputeAgent", UnregisterComputeAgent(container_id))
+            await self._call("UnregisterComputeAgent", messages.UnregisterComputeAgent(container_id))
         except RPCError as error:
             if error.code != RPCCode.UNIMPLEMENTED:
                 raise
 
-    async def configure(self, container_id: str, request_type: RequestType) -> None:
+    async def configure(self, container_id: str, request_type: messages.RequestType) -> None:
         """Have the proxy set up, or tear down, the adapters of a container; it calls the agent meanwhile."""
-        await self._call("ConfigureNetworking", ConfigureNetworking(container_id, request_type))
+        await self._call("ConfigureNetworking", messages.ConfigureNetworking(container_id, request_type))
 
     async def _call(self, method: str, request: Message) -> None:
-        operation = f"{NETWORK_CONFIG_PROXY}.{method}"
+        operation = f"{messages.NETWORK_CONFIG_PROXY}.{method}"
         deadline = anyio.current_time() + self.timeout_seconds
         stream = await self._dial(operation)
         left = deadline - anyio.current_time()
         name = f"the network configuration proxy at {self.path}"
         async with connected(stream, name, self.vm_id) as client:
-            await client.call(NETWORK_CONFIG_PROXY, method, request, Empty, timeout_seconds=left)
+            await client.call(
+                messages.NETWORK_CONFIG_PROXY, method, request, messages.Empty, timeout_seconds=left
+            )
 
     async def _dial(self, operation: str) -> ByteStream:
         stream: ByteStream | None = None

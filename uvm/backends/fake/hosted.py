@@ -22,14 +22,7 @@ from uvm.backends.requests.processes import process_status, read_change, streams
 from uvm.backends.requests.request import read_document
 from uvm.errors import GuestError, HostError
 from uvm.hresult import HResult
-from uvm.schema.gcs import (
-    HOST_CONTAINER_ID,
-    ExecuteProcessRequest,
-    ExecuteProcessResponse,
-    LinuxProcessParameters,
-    ResizeConsoleRequest,
-    SignalProcessRequest,
-)
+from uvm.schema import gcs
 from uvm.schema.json import dumps, from_json
 from uvm.schema.process import (
     CloseHandle,
@@ -84,7 +77,7 @@ class HostedProcess(Opened):
         """Signal the process, or with None kill it."""
         kind = SignalProcessOptionsLCOW if self.vm.os == "linux" else SignalProcessOptionsWCOW
         read = None if options is None else read_document(kind, options, f"signal {self}")
-        request = SignalProcessRequest(container_id=self.container_id, process_id=self.pid, options=read)
+        request = gcs.SignalProcessRequest(container_id=self.container_id, process_id=self.pid, options=read)
         self._ask(Procedure.SIGNAL_PROCESS, request, "signal")
 
     def modify(self, document: JSON) -> None:
@@ -94,7 +87,7 @@ class HostedProcess(Opened):
         if isinstance(change, CloseHandle):
             self._close_streams(change, operation)
             return
-        resize = ResizeConsoleRequest(
+        resize = gcs.ResizeConsoleRequest(
             container_id=self.container_id,
             process_id=self.pid,
             height=change.height,
@@ -159,8 +152,8 @@ def start_hosted(vm: FakeVM, document: JSON, container_id: str) -> HostedProcess
     """
     operation = f"create a process in {vm.id}"
     vm.require_relay("create a process in")
-    in_linux_container = vm.os == "linux" and container_id != HOST_CONTAINER_ID
-    kind = LinuxProcessParameters if in_linux_container else ProcessParameters
+    in_linux_container = vm.os == "linux" and container_id != gcs.HOST_CONTAINER_ID
+    kind = gcs.LinuxProcessParameters if in_linux_container else ProcessParameters
     parameters = read_document(kind, document, operation)
     if parameters.emulate_console:
         # With a console, both outputs are one.
@@ -168,13 +161,15 @@ def start_hosted(vm: FakeVM, document: JSON, container_id: str) -> HostedProcess
     ports = asked_streams(parameters, (_STDIN, _STDOUT, _STDERR))
     listeners = {name: vm.listen(vsock_service_id(port)) for name, port in ports.items()}
     settings = execute_settings(vm.os, dumps(parameters), ports)
-    request = ExecuteProcessRequest(container_id=container_id, settings=settings)
+    request = gcs.ExecuteProcessRequest(container_id=container_id, settings=settings)
     try:
         answer = ask_guest(vm, Procedure.EXECUTE_PROCESS, request, operation)
         # The guest connected before it answered.
         dialled = {name: listener.accept_nowait() for name, listener in listeners.items()}
         streams = {name: stream for name, stream in dialled.items() if stream is not None}
-        return HostedProcess(vm, from_json(ExecuteProcessResponse, answer).process_id, container_id, streams)
+        return HostedProcess(
+            vm, from_json(gcs.ExecuteProcessResponse, answer).process_id, container_id, streams
+        )
     finally:
         for listener in listeners.values():
             listener.end(anyio.ClosedResourceError())

@@ -17,14 +17,8 @@ from uvm.backends.fake.hosted import ask_guest
 from uvm.backends.fake.vm import FakeVM
 from uvm.errors import ExitStatus, HostError
 from uvm.hresult import HResult
+from uvm.schema import gcs
 from uvm.schema import properties as schema
-from uvm.schema.gcs import (
-    ContainerCreateRequest,
-    ContainerModifySettingsRequest,
-    GetPropertiesRequest,
-    GetPropertiesResponse,
-    RequestBase,
-)
 from uvm.schema.json import dumps, from_json
 from uvm.schema.system import ComputeSystem
 
@@ -57,7 +51,7 @@ class HostedSystem(FakeComputeSystem):
             text = "HostedSystem should be an object"
             raise HostError(f"create {system_id}", HResult.HCS_E_INVALID_JSON, text)
         config = dumps(document.hosted_system)
-        request = ContainerCreateRequest(container_id=system_id, container_config=config)
+        request = gcs.ContainerCreateRequest(container_id=system_id, container_config=config)
         self._ask(Procedure.CREATE, request, "create")
         vm.service.watchers[system_id] = self.exited
         vm.add_exit_hook(self._vm_exited)
@@ -68,7 +62,7 @@ class HostedSystem(FakeComputeSystem):
     def start(self) -> None:
         """Start the container: Created to Running."""
         self.require("start", "Created")
-        self._ask(Procedure.START, RequestBase(container_id=self.id), "start")
+        self._ask(Procedure.START, gcs.RequestBase(container_id=self.id), "start")
         self._become("Running")
 
     def shutdown(self) -> None:
@@ -84,7 +78,7 @@ class HostedSystem(FakeComputeSystem):
     def modify(self, request: Any) -> None:
         """Have the guest carry out a ``ModificationRequest`` on the container."""
         self.require("modify", "Created", "Running")
-        message = ContainerModifySettingsRequest(container_id=self.id, request=request)
+        message = gcs.ContainerModifySettingsRequest(container_id=self.id, request=request)
         self._ask(Procedure.MODIFY_SETTINGS, message, "modify")
 
     def describe(self, properties: schema.Properties) -> None:
@@ -106,8 +100,8 @@ class HostedSystem(FakeComputeSystem):
             return self.summary()
         self.require("query", "Created", "Running")
         wanted = dumps(schema.PropertyQuery(property_types=list(types)))
-        message = GetPropertiesRequest(container_id=self.id, query=wanted)
-        answer = from_json(GetPropertiesResponse, self._ask(Procedure.GET_PROPERTIES, message, "query"))
+        message = gcs.GetPropertiesRequest(container_id=self.id, query=wanted)
+        answer = from_json(gcs.GetPropertiesResponse, self._ask(Procedure.GET_PROPERTIES, message, "query"))
         return {**parse(answer.properties.encode()), **self.summary()}
 
     def refuse(self, *arguments: object) -> NoReturn:
@@ -146,7 +140,7 @@ class HostedSystem(FakeComputeSystem):
         del self.vm.service.watchers[self.id]
         self._forget(self)
         if self.vm.state == "Running":
-            message = RequestBase(container_id=self.id)
+            message = gcs.RequestBase(container_id=self.id)
             self._try(lambda: self._ask(Procedure.DELETE_CONTAINER_STATE, message, "delete the state of"))
 
     def _try(self, step: Callable[[], object]) -> None:
@@ -157,7 +151,7 @@ class HostedSystem(FakeComputeSystem):
             self.vm.service.log.line(f"HCS: {e}", level="warning")
 
     def _end(self, procedure: Procedure, verb: str) -> None:
-        self._ask(procedure, RequestBase(container_id=self.id), verb)
+        self._ask(procedure, gcs.RequestBase(container_id=self.id), verb)
         container = self.vm.service.containers.get(self.id)
         if isinstance(container, LinuxContainer) and not container.init.started:
             # The guest reports the exit only of what has run.

@@ -10,17 +10,8 @@ from uvm.backend import JSON
 from uvm.backends.fake.devices.request import Device, DeviceTable
 from uvm.backends.fake.files import OpenDisk
 from uvm.backends.fake.host import Host
+from uvm.backends.requests import vpmem
 from uvm.backends.requests.request import Request
-from uvm.backends.requests.vpmem import (
-    Layout,
-    PMemImage,
-    PMemKey,
-    PMemResource,
-    checked,
-    inventory,
-    named,
-    placed,
-)
 from uvm.devices.slots import page_align
 from uvm.errors import HostError
 from uvm.schema.devices import Devices, VirtualPMemDevice
@@ -30,7 +21,7 @@ from uvm.schema.system import VirtualMachine
 
 
 @define(eq=False, repr=False)
-class PMem(Device[PMemImage]):
+class PMem(Device[vpmem.PMemImage]):
     """A file on a device: all of it, or mapped at an offset.
 
     :ivar number: the number of the device.
@@ -42,7 +33,7 @@ class PMem(Device[PMemImage]):
     file: OpenDisk = field(init=False)
 
     @property
-    def key(self) -> PMemKey:
+    def key(self) -> vpmem.PMemKey:
         """Where it is."""
         return self.number, self.offset
 
@@ -52,7 +43,7 @@ class PMem(Device[PMemImage]):
         return page_align(self.file.size_bytes)
 
 
-class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
+class VPMemKind(DeviceTable[vpmem.PMemResource, vpmem.PMemKey, PMem]):
     """The VPMEM controller of a VM. A device of mappings exists while it has a mapping."""
 
     resources: ClassVar[tuple[type[Resource], ...]] = (VPMemDevice, VPMemMapping)
@@ -61,7 +52,7 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
 
     def __init__(self, vm_id: str, host: Host) -> None:
         super().__init__(vm_id, host)
-        self._layout: Layout = Layout()
+        self._layout: vpmem.Layout = vpmem.Layout()
 
     def load(self, vm: VirtualMachine, devices: Devices) -> None:
         """Set the limits of the controller, and attach the devices of the document."""
@@ -69,7 +60,7 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         if controller is None:
             return
         self._layout.load(controller)
-        for slot, image in placed(controller.devices):
+        for slot, image in vpmem.placed(controller.devices):
             self.modify(Request(slot, "Add", to_json(image)))
 
     @property
@@ -82,17 +73,17 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
         """The mapped files, by device number and offset."""
         return {(n, offset): pmem for (n, offset), pmem in self._attached.items() if offset is not None}
 
-    def key(self, request: Request[PMemResource]) -> PMemKey:
+    def key(self, request: Request[vpmem.PMemResource]) -> vpmem.PMemKey:
         """Return the number of the device, and the offset of a mapping."""
         return self._layout.key(request)
 
-    def make(self, request: Request[PMemResource]) -> PMem:
+    def make(self, request: Request[vpmem.PMemResource]) -> PMem:
         """Return the device or the mapping that a request describes, without its file."""
         key = self.key(request)
-        image = checked(request, key[1])
-        return PMem(named(key, image), image, *key)
+        image = vpmem.checked(request, key[1])
+        return PMem(vpmem.named(key, image), image, *key)
 
-    def attach(self, request: Request[PMemResource], device: PMem) -> None:
+    def attach(self, request: Request[vpmem.PMemResource], device: PMem) -> None:
         """Open the file of a device or a mapping, which has to fit."""
         number, image = device.number, device.settings
         if (number, None) in self._attached or (device.offset is None and self._layout.has_mappings(number)):
@@ -120,4 +111,4 @@ class VPMemKind(DeviceTable[PMemResource, PMemKey, PMem]):
 
     def inventory(self) -> JSON:
         """Return the devices and mappings, by number and offset."""
-        return inventory({key: pmem.settings for key, pmem in self._attached.items()})
+        return vpmem.inventory({key: pmem.settings for key, pmem in self._attached.items()})

@@ -37,14 +37,7 @@ from uvm.backends.fake.request_log import Entry
 from uvm.backends.fake.streams import ENDED, FakeStream
 from uvm.errors import BridgeClosedError, GuestError, HostError, WireError
 from uvm.hresult import HResult
-from uvm.schema.gcs import (
-    PROTOCOL_VERSION,
-    WAIT_FOREVER_MS,
-    GetPropertiesRequest,
-    NegotiateProtocolRequest,
-    ResizeConsoleRequest,
-    WaitForProcessRequest,
-)
+from uvm.schema import gcs
 from uvm.schema.json import dumps
 from uvm.schema.properties import PropertyQuery
 from uvm.schema.system import VirtualMachine
@@ -418,8 +411,8 @@ class GuestService:
         return self._process(request, container_id, pid)
 
     def on_negotiate_protocol(self, request: Incoming) -> JSON:
-        wanted = request.read(NegotiateProtocolRequest)
-        if not wanted.minimum_version <= PROTOCOL_VERSION <= wanted.maximum_version:
+        wanted = request.read(gcs.NegotiateProtocolRequest)
+        if not wanted.minimum_version <= gcs.PROTOCOL_VERSION <= wanted.maximum_version:
             raise request.refuse(HResult.ERROR_VMCOMPUTE_UNSUPPORTED_PROTOCOL_VERSION)
         self._negotiated = True
         capabilities = {
@@ -428,10 +421,10 @@ class GuestService:
             "RuntimeOsType": self.vm.os.capitalize(),
             "GuestDefinedCapabilities": dict(self.vm.guest.capabilities),
         }
-        return {"Version": PROTOCOL_VERSION, "Capabilities": capabilities}
+        return {"Version": gcs.PROTOCOL_VERSION, "Capabilities": capabilities}
 
     def on_resize_console(self, request: Incoming) -> JSON:
-        wanted = request.read(ResizeConsoleRequest)
+        wanted = request.read(gcs.ResizeConsoleRequest)
         process = self._process(request, wanted.container_id, wanted.process_id)
         if process.view.terminal is None:
             raise request.refuse(self.vm.guest.failure, f"process {process.pid} has no terminal")
@@ -440,7 +433,7 @@ class GuestService:
 
     def _properties_query(self, request: Incoming) -> tuple[str, list[str]]:
         """Return the id of a container, and the properties of it that are queried."""
-        wanted = request.read(GetPropertiesRequest)
+        wanted = request.read(gcs.GetPropertiesRequest)
         query = PropertyQuery()
         if wanted.query:
             query = request.read_text(PropertyQuery, "Query", wanted.query)
@@ -512,12 +505,12 @@ class GuestService:
 
     def on_wait_for_process(self, request: Incoming) -> JSON | None:
         """Answer with the exit code, now or when it is known."""
-        wanted = request.read(WaitForProcessRequest)
+        wanted = request.read(gcs.WaitForProcessRequest)
         process = self._waited(request, wanted.container_id, wanted.process_id)
         if process.exit_code is not None:
             request.after = process.release
             return {"ExitCode": process.exit_code}
-        if wanted.timeout_in_ms == WAIT_FOREVER_MS:
+        if wanted.timeout_in_ms == gcs.WAIT_FOREVER_MS:
             process.when_exited(lambda code: self.answer(request, {"ExitCode": code}))
             return None
         limit = anyio.CancelScope()

@@ -15,17 +15,7 @@ from uvm.backends.fake.guest.linux.confidential import check_disk, check_layers,
 from uvm.backends.fake.guest.state import FakeGuest, GuestRequest, Handler, Mount
 from uvm.backends.fake.tree import DeviceTree
 from uvm.hresult import HResult
-from uvm.schema.guest import (
-    LCOWCombinedLayers,
-    LCOWContainerConstraints,
-    LCOWMappedDirectory,
-    LCOWMappedVirtualDisk,
-    LCOWMappedVPCIDevice,
-    LCOWMappedVPMemDevice,
-    LCOWNetworkAdapter,
-    LCOWResumption,
-    SCSIDevice,
-)
+from uvm.schema import guest as schema
 
 _FILESYSTEMS: Final = ("ext4", "xfs")
 
@@ -38,7 +28,7 @@ class LinuxGuest(FakeGuest):
     :ivar suspended: all that runs in it is suspended, for a template (:mod:`uvm.agent`; not hcsshim's guest).
     """
 
-    namespaces: dict[str, dict[str, LCOWNetworkAdapter]] = field(factory=dict, init=False)
+    namespaces: dict[str, dict[str, schema.LCOWNetworkAdapter]] = field(factory=dict, init=False)
     suspended: bool = field(default=False, init=False)
 
     os: ClassVar[GuestOS] = "linux"
@@ -62,7 +52,7 @@ class LinuxGuest(FakeGuest):
 
     def _scsi_device(self, request: GuestRequest) -> None:
         request.only("Remove")
-        slot = request.parse(SCSIDevice)
+        slot = request.parse(schema.SCSIDevice)
         disk = self._disk_at(slot.controller, slot.lun)
         if disk is None:
             return  # the guest's UnplugDevice succeeds if there is no device
@@ -73,7 +63,7 @@ class LinuxGuest(FakeGuest):
 
     def _mapped_virtual_disk(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
-        wanted = request.parse(LCOWMappedVirtualDisk)
+        wanted = request.parse(schema.LCOWMappedVirtualDisk)
         if self.confidential:
             check_disk(request, wanted)
         disk = self._disk_at(wanted.controller, wanted.lun)
@@ -92,7 +82,7 @@ class LinuxGuest(FakeGuest):
 
     def _vpmem_device(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
-        wanted = request.parse(LCOWMappedVPMemDevice)
+        wanted = request.parse(schema.LCOWMappedVPMemDevice)
         if self.confidential:
             check_pmem(request, wanted)
         pmem = self._pmem(request, wanted)
@@ -101,7 +91,7 @@ class LinuxGuest(FakeGuest):
         else:
             self.mount(request, Mount(wanted.mount_path, "pmem", pmem, read_only=True))
 
-    def _pmem(self, request: GuestRequest, wanted: LCOWMappedVPMemDevice) -> PMem:
+    def _pmem(self, request: GuestRequest, wanted: schema.LCOWMappedVPMemDevice) -> PMem:
         info = wanted.mapping_info
         offset = None if info is None else info.device_offset_in_bytes
         pmem = self.tree.vpmem.find((wanted.device_number, offset))
@@ -114,7 +104,7 @@ class LinuxGuest(FakeGuest):
 
     def _mapped_directory(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
-        wanted = request.parse(LCOWMappedDirectory)
+        wanted = request.parse(schema.LCOWMappedDirectory)
         share = self.tree.plan9.find(wanted.share_name)
         if request.action == "Remove":
             self.unmount(request, wanted.mount_path, share)
@@ -125,7 +115,7 @@ class LinuxGuest(FakeGuest):
 
     def _combined_layers(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
-        wanted = request.parse(LCOWCombinedLayers)
+        wanted = request.parse(schema.LCOWCombinedLayers)
         root = wanted.container_root_path
         if request.action == "Remove":
             self.unmount(request, root, None)
@@ -154,7 +144,7 @@ class LinuxGuest(FakeGuest):
 
     def _network(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
-        wanted = request.parse(LCOWNetworkAdapter)
+        wanted = request.parse(schema.LCOWNetworkAdapter)
         namespace, adapter = guid_key(wanted.namespace_id), guid_key(wanted.id)
         if request.action == "Remove":
             # As in the guest: neither an unknown namespace nor an unknown adapter is an error.
@@ -173,12 +163,12 @@ class LinuxGuest(FakeGuest):
 
     def _vpci_device(self, request: GuestRequest) -> None:
         request.only("Add")
-        wanted = request.parse(LCOWMappedVPCIDevice)
+        wanted = request.parse(schema.LCOWMappedVPCIDevice)
         if self.tree.pci.find(wanted.vmbus_guid) is None:
             raise request.fail(f"no PCI device with VMBus GUID {wanted.vmbus_guid!r}")
 
     def _container_constraints(self, request: GuestRequest) -> None:
-        request.parse(LCOWContainerConstraints)
+        request.parse(schema.LCOWContainerConstraints)
         # The guest itself is none of its containers.
         code = HResult.ERROR_VMCOMPUTE_SYSTEM_NOT_FOUND
         raise request.refuse(code, f"HRESULT: 0x{code:x}")
@@ -189,7 +179,7 @@ class LinuxGuest(FakeGuest):
     def _suspension(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
         if request.action == "Remove":
-            resumption = request.parse(LCOWResumption)
+            resumption = request.parse(schema.LCOWResumption)
             if not resumption.entropy or not resumption.unix_nanoseconds:
                 raise request.fail("what is resumed needs random bytes and the time")
         self.suspended = request.action == "Add"

@@ -28,19 +28,8 @@ from uvm.backends.fake.guest.statistics import lcow_metrics
 from uvm.backends.fake.guest.stdio import Terminal
 from uvm.errors import GuestError
 from uvm.hresult import HResult
+from uvm.schema import gcs
 from uvm.schema.common import Version
-from uvm.schema.gcs import (
-    HOST_CONTAINER_ID,
-    ContainerCreateRequest,
-    ContainerModifySettingsRequest,
-    ExecuteProcessRequest,
-    LinuxHostedSystem,
-    LinuxProcessParameters,
-    RequestBase,
-    SignalProcessRequest,
-    UpdateContainerRequest,
-    VsockStdioRelaySettings,
-)
 from uvm.schema.guest import LCOWContainerConstraints
 from uvm.schema.json import dumps
 from uvm.schema.process import SignalProcessOptionsLCOW
@@ -48,7 +37,7 @@ from uvm.schema.process import SignalProcessOptionsLCOW
 _SIGNALS: Final = range(1, 65)
 
 
-def _command(request: Incoming, parameters: LinuxProcessParameters) -> Command:
+def _command(request: Incoming, parameters: gcs.LinuxProcessParameters) -> Command:
     args = parameters.command_args
     if not args:
         try:
@@ -75,11 +64,11 @@ class LinuxService(GuestService):
 
     def on_create(self, request: Incoming) -> JSON | None:
         """Create a container. A document without the essential crashes the service."""
-        wanted = request.read(ContainerCreateRequest)
+        wanted = request.read(gcs.ContainerCreateRequest)
         text = wanted.container_config
         document = request.parse_text("ContainerConfig", text)
         version = request.read_document(Version, "ContainerConfig", text, document.get("SchemaVersion") or {})
-        hosted = request.read_document(LinuxHostedSystem, "ContainerConfig", text, document)
+        hosted = request.read_document(gcs.LinuxHostedSystem, "ContainerConfig", text, document)
         spec = request.read_document(OCISpec, "ContainerConfig", text, hosted.oci_specification or {})
         if (version.major, version.minor) < (2, 1):
             problem = f"invalid schema version: {{{version.major} {version.minor}}}"
@@ -113,17 +102,17 @@ class LinuxService(GuestService):
 
     def on_start(self, request: Incoming) -> JSON:
         """Do nothing: a container starts with its first process."""
-        request.read(RequestBase)
+        request.read(gcs.RequestBase)
         return {}
 
     def on_execute_process(self, request: Incoming) -> JSON | None:
         """Run a process of the guest itself, the first process of a container, or another one in it."""
-        wanted = request.read(ExecuteProcessRequest)
+        wanted = request.read(gcs.ExecuteProcessRequest)
         text = wanted.settings.process_parameters
-        parameters = request.read_text(LinuxProcessParameters, "ProcessParameters", text)
-        relay = wanted.settings.vsock_stdio_relay_settings or VsockStdioRelaySettings()
+        parameters = request.read_text(gcs.LinuxProcessParameters, "ProcessParameters", text)
+        relay = wanted.settings.vsock_stdio_relay_settings or gcs.VsockStdioRelaySettings()
         ports = asked_streams(parameters, (relay.std_in, relay.std_out, relay.std_err))
-        if wanted.container_id == HOST_CONTAINER_ID:
+        if wanted.container_id == gcs.HOST_CONTAINER_ID:
             external = _command(request, parameters)
             if not external.args:
                 self.die()
@@ -197,7 +186,7 @@ class LinuxService(GuestService):
         return process
 
     def _waited(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
-        if container_id != HOST_CONTAINER_ID:
+        if container_id != gcs.HOST_CONTAINER_ID:
             return self._process(request, container_id, pid)
         process = self.external.get(pid)
         if process is None:
@@ -211,8 +200,8 @@ class LinuxService(GuestService):
         return self._end(request, SIGKILL)
 
     def _end(self, request: Incoming, signal: int) -> JSON | None:
-        wanted = request.read(RequestBase)
-        if wanted.container_id == HOST_CONTAINER_ID:
+        wanted = request.read(gcs.RequestBase)
+        if wanted.container_id == gcs.HOST_CONTAINER_ID:
             # The real one closes its connection, and then powers the VM off.
             self.drop()
             self.vm.shutdown()
@@ -223,7 +212,7 @@ class LinuxService(GuestService):
         return {}
 
     def on_signal_process(self, request: Incoming) -> JSON:
-        wanted = request.read(SignalProcessRequest)
+        wanted = request.read(gcs.SignalProcessRequest)
         options = request.read_part(SignalProcessOptionsLCOW, wanted.options or {})
         signal = options.signal or SIGKILL
         process = self._process(request, wanted.container_id, wanted.process_id)
@@ -237,7 +226,7 @@ class LinuxService(GuestService):
 
     def on_get_properties(self, request: Incoming) -> JSON:
         container_id, types = self._properties_query(request)
-        if container_id == HOST_CONTAINER_ID:
+        if container_id == gcs.HOST_CONTAINER_ID:
             raise request.refuse(HResult.E_FAIL, "getPropertiesV2 is not supported against the UVM")
         container = self._container(request, container_id)
         found: JSON = {}
@@ -248,9 +237,9 @@ class LinuxService(GuestService):
         return {"Properties": dumps(found)}
 
     def on_modify_settings(self, request: Incoming) -> JSON:
-        wanted = request.read(ContainerModifySettingsRequest)
+        wanted = request.read(gcs.ContainerModifySettingsRequest)
         guest = self.vm.guest
-        if wanted.container_id == HOST_CONTAINER_ID:
+        if wanted.container_id == gcs.HOST_CONTAINER_ID:
             self.vm.apply_in_guest(wanted.request)
             return {}
         change = guest.read(wanted.request)
@@ -263,7 +252,7 @@ class LinuxService(GuestService):
         return {}
 
     def on_update_container(self, request: Incoming) -> JSON:
-        wanted = request.read(UpdateContainerRequest)
+        wanted = request.read(gcs.UpdateContainerRequest)
         resources = request.parse_text("Resources", wanted.resources)
         self._constrain(request, self._container(request, wanted.container_id), resources)
         return {}
@@ -288,7 +277,7 @@ class LinuxService(GuestService):
         return {"GuestStacks": "\n".join(["goroutine 1 [running]:\nmain.main()\n", *stacks])}
 
     def on_delete_container_state(self, request: Incoming) -> JSON:
-        container = self._container(request, request.read(RequestBase).container_id)
+        container = self._container(request, request.read(gcs.RequestBase).container_id)
         if self.vm.guest.confidential:
             self._check_deletion(request, container)
         # The guest forgets it even if runc refuses.

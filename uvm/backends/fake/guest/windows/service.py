@@ -22,18 +22,8 @@ from uvm.backends.fake.guest.windows.commandline import split_command_line
 from uvm.backends.fake.guest.windows.mounts import WindowsGuest
 from uvm.backends.fake.guest.windows.sidecar import admitted_container, check_open
 from uvm.hresult import HResult
+from uvm.schema import gcs
 from uvm.schema.container import HostedSystem
-from uvm.schema.gcs import (
-    HOST_CONTAINER_ID,
-    ContainerCreateRequest,
-    ContainerModifySettingsRequest,
-    ExecuteProcessRequest,
-    RequestBase,
-    ServiceModificationRequest,
-    SignalProcessRequest,
-    StdioRelaySettings,
-    UvmConfig,
-)
 from uvm.schema.guest import LogForwardServiceRPCRequest
 from uvm.schema.json import dumps
 from uvm.schema.process import ProcessParameters, SignalProcessOptionsWCOW
@@ -76,9 +66,9 @@ class WindowsService(GuestService):
         return guest
 
     def on_create(self, request: Incoming) -> JSON:
-        wanted = request.read(ContainerCreateRequest)
-        if wanted.container_id == HOST_CONTAINER_ID:
-            request.read_text(UvmConfig, "ContainerConfig", wanted.container_config)
+        wanted = request.read(gcs.ContainerCreateRequest)
+        if wanted.container_id == gcs.HOST_CONTAINER_ID:
+            request.read_text(gcs.UvmConfig, "ContainerConfig", wanted.container_config)
             self._require(request, "new")
             self.phase: str = "created"
             return {}
@@ -97,8 +87,8 @@ class WindowsService(GuestService):
         return {}
 
     def on_start(self, request: Incoming) -> JSON:
-        wanted = request.read(RequestBase)
-        if wanted.container_id == HOST_CONTAINER_ID:
+        wanted = request.read(gcs.RequestBase)
+        if wanted.container_id == gcs.HOST_CONTAINER_ID:
             self._require(request, "created")
             self.phase = "started"
             return {}
@@ -122,7 +112,7 @@ class WindowsService(GuestService):
 
     def _process(self, request: Incoming, container_id: str, pid: int) -> GuestProcess:
         self._require(request)
-        external = container_id == HOST_CONTAINER_ID
+        external = container_id == gcs.HOST_CONTAINER_ID
         processes = self.external if external else self._container(request, container_id).processes
         process = processes.get(pid)
         if process is None:
@@ -136,8 +126,8 @@ class WindowsService(GuestService):
         return self._end(request, "ForcedExit")
 
     def _end(self, request: Incoming, exit_type: str) -> JSON:
-        wanted = request.read(RequestBase)
-        if wanted.container_id == HOST_CONTAINER_ID:
+        wanted = request.read(gcs.RequestBase)
+        if wanted.container_id == gcs.HOST_CONTAINER_ID:
             request.after = self.shut_down
             return {}
         container = self._container(request, wanted.container_id)
@@ -150,14 +140,14 @@ class WindowsService(GuestService):
         return {}
 
     def on_execute_process(self, request: Incoming) -> JSON:
-        wanted = request.read(ExecuteProcessRequest)
+        wanted = request.read(gcs.ExecuteProcessRequest)
         self._require(request)
         if self.guest.isolated:
             check_open(request, self.guest, "exec is denied due to policy")
         text = wanted.settings.process_parameters
         parameters = request.read_text(ProcessParameters, "ProcessParameters", text)
         processes = self.external
-        if wanted.container_id != HOST_CONTAINER_ID:
+        if wanted.container_id != gcs.HOST_CONTAINER_ID:
             container = self._container(request, wanted.container_id)
             if container.status != "running":
                 raise request.refuse(HResult.ERROR_VMCOMPUTE_INVALID_STATE)
@@ -167,13 +157,13 @@ class WindowsService(GuestService):
         if program is None:
             text = "The system cannot find the file specified."
             raise request.refuse(HResult.ERROR_FILE_NOT_FOUND, text)
-        relay = wanted.settings.stdio_relay_settings or StdioRelaySettings()
+        relay = wanted.settings.stdio_relay_settings or gcs.StdioRelaySettings()
         streams = asked_streams(parameters, (relay.std_in, relay.std_out, relay.std_err))
         connected = self._connect_streams(streams, lambda name: request.refuse(HResult.WSAECONNREFUSED))
         return self._run(self._make_process(command, processes), program, connected)
 
     def on_signal_process(self, request: Incoming) -> JSON:
-        wanted = request.read(SignalProcessRequest)
+        wanted = request.read(gcs.SignalProcessRequest)
         process = self._process(request, wanted.container_id, wanted.process_id)
         signal: int | str = _KILL
         if wanted.options is not None:
@@ -204,9 +194,9 @@ class WindowsService(GuestService):
         return {"Properties": dumps(found)}
 
     def on_modify_settings(self, request: Incoming) -> JSON:
-        wanted = request.read(ContainerModifySettingsRequest)
+        wanted = request.read(gcs.ContainerModifySettingsRequest)
         self._require(request)
-        if wanted.container_id == HOST_CONTAINER_ID:
+        if wanted.container_id == gcs.HOST_CONTAINER_ID:
             self.vm.apply_in_guest(wanted.request)
             return {}
         container = self._container(request, wanted.container_id)
@@ -217,7 +207,7 @@ class WindowsService(GuestService):
         return {}
 
     def on_modify_service_settings(self, request: Incoming) -> JSON:
-        wanted = request.read(ServiceModificationRequest)
+        wanted = request.read(gcs.ServiceModificationRequest)
         self._require(request)
         known = self.vm.guest.capabilities.get("LogForwardingSupported")
         if wanted.property_type != "LogForwardService" or not known:
@@ -240,7 +230,7 @@ class WindowsService(GuestService):
         return {"GuestStacks": "\n".join(["process 4: vmcompute", *stacks])}
 
     def on_delete_container_state(self, request: Incoming) -> JSON:
-        container = self._container(request, request.read(RequestBase).container_id)
+        container = self._container(request, request.read(gcs.RequestBase).container_id)
         if container.status == "running":
             raise request.refuse(HResult.ERROR_VMCOMPUTE_INVALID_STATE)
         del self.containers[container.id]
