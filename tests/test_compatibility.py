@@ -19,7 +19,7 @@ from attrs import frozen
 import uvm
 import uvm._buses
 
-_PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+_PAGE = Path(__file__).parents[1] / "docs" / "from-hcsshim.md"
 _HEADER = ("hcsshim", "version", "uvm")
 _VERSIONS = {"0.8", "0.15", "both"}
 #: What the names of ours begin with; of the options, one of the two has it.

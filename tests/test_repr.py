@@ -15,7 +15,7 @@ from tests.session import CONTAINER, ROOT, SECRET, UNSTARTED, WAYS, play, reacha
 from tests.test_surface import SURFACE
 from tests.vm.support import DEVICE, DISK, NAMESPACE, SCRATCH
 from uvm.backends.fake import FakeBackend, Latency
-from uvm.errors import RPCCode
+from uvm.errors import OptionsError, RPCCode
 from uvm.options import container_annotations
 from uvm.schema.devices import Attachment
 from uvm.schema.template import TemplateDocument
@@ -138,3 +138,18 @@ def test_collections_are_counted() -> None:
     assert repr(backend) == "<FakeBackend vms=0 hosted_systems=0 request_log=0>"
     assert repr(backend.faults) == "<Faults rules=1>"
     assert repr(backend.faults.rules) == "(<Rule matcher=Matcher(operation='modify', nth=1) seen=0 fired=0>,)"
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("not ready")
+
+
+def test_an_error_says_what_was_given_also_if_that_cannot_be_printed() -> None:
+    for value, said in ((10**5000, "<int>"), (Unprintable(), "<Unprintable>")):
+        for make in (
+            lambda value: uvm.LCOWOptions(memory_mb=value),
+            lambda value: uvm.GuestTimeouts(boot_seconds=value),
+        ):
+            with pytest.raises(OptionsError, match=f"not {said}$"):
+                make(value)

@@ -56,7 +56,8 @@ def member_of(cls: type[E], value: object, what: str) -> E:
         return cls(value)
     except ValueError:
         members = ", ".join(f"{cls.__name__}.{each.name} ({each.value!r})" for each in cls)
-        raise OptionsError(f"{what} must be one of {members}, not {value!r}") from None
+        given = repr(value) if isinstance(value, str) else kind_of(value)
+        raise OptionsError(f"{what} must be one of {members}, not {given}") from None
 
 
 def refuse_twice(what: str, keys: Iterable[Hashable]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
@@ -14,7 +15,7 @@ import attrs
 
 from uvm._arguments import are_items
 from uvm._names import HostPath, guid_text
-from uvm._repr import Value, brief
+from uvm._repr import Value, printed
 from uvm.errors import OptionsError, UnknownOptionError
 
 #: Key of an option's metadata: the field's name in hcsshim, dotted if it is nested; absent if it is ours.
@@ -107,7 +108,7 @@ def check_fields(options: attrs.AttrsInstance) -> dict[str, Any]:
             continue
         allowed = field.metadata[_CHECK](value)
         if allowed is not None:
-            shown = brief(repr(value)) if field.repr else "what was given"
+            shown = printed(value) if field.repr else "what was given"
             raise OptionsError(f"{options.__class__.__name__}.{field.name} must be {allowed}, not {shown}")
         if value != default:
             given[field.name] = value
@@ -121,7 +122,7 @@ def checked(value: T, check: Check, what: str) -> T:
     :raises OptionsError: naming it, its value and what is allowed.
     """
     if (allowed := check(value)) is not None:
-        raise OptionsError(f"{what} must be {allowed}, not {brief(repr(value))}")
+        raise OptionsError(f"{what} must be {allowed}, not {printed(value)}")
     return value
 
 
@@ -180,6 +181,8 @@ def number(
 
     def check(value: Any) -> str | None:
         good = isinstance(value, kinds) and not isinstance(value, bool)
+        # Of other numbers than whole ones a float is made, which not every int fits.
+        good = good and (kind is int or value == math.inf or value <= sys.float_info.max)
         return None if good and minimum <= value <= maximum and value > above else allowed
 
     return check

@@ -20,6 +20,15 @@ def brief(text: str) -> str:
     return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 4]}...{text[-1]}"
 
 
+def printed(value: object) -> str:
+    """Return what a value prints, cut if it is long; its type, if it cannot be printed."""
+    try:
+        return brief(repr(value))
+    except Exception:
+        # A number has too many digits, or a class of the caller's fails.
+        return f"<{type(value).__name__}>"
+
+
 def arguments_of(value: Any) -> str:
     """Return the fields of an attrs object that differ from their defaults, as arguments.
 

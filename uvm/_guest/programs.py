@@ -25,7 +25,7 @@ from uvm._guest.process import Process, discard
 from uvm._guest.stdio import StreamBrokenError
 from uvm._guest.tar import Reader
 from uvm._names import HostPath, guest_path
-from uvm._repr import Value, brief
+from uvm._repr import Value, brief, printed
 from uvm.errors import ArchiveError, GuestFileError, OptionsError, OutputLimitError
 
 FileType = Literal["file", "directory", "link", "other"]
@@ -337,7 +337,7 @@ def _stated(listing: bytes) -> list[GuestFile]:
     for record in listing.decode("utf-8", "surrogateescape").split("//\n")[:-1]:
         said = _STATED.fullmatch(record)
         if said is None:
-            raise GuestFileError(f"the guest lists what cannot be read: {brief(repr(record))}")
+            raise GuestFileError(f"the guest lists what cannot be read: {printed(record)}")
         mode = int(said[1], 16)
         kind = _TYPES.get(stat.S_IFMT(mode), "other")
         modified = datetime.fromtimestamp(min(max(0, int(said[3])), 2**33), UTC)

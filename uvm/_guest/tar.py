@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from attrs import frozen
 
-from uvm._repr import brief
+from uvm._repr import printed
 from uvm.errors import ArchiveError
 
 Kind = Literal["file", "directory", "link", "hard link"]
@@ -180,7 +180,7 @@ class Reader:
 
 
 def _shown(text: str) -> str:
-    return brief(repr(text))
+    return printed(text)
 
 
 def _fill(size: int) -> int:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from uvm._guest.tar import END, Member, Parts, Reader, filling, header
-from uvm._repr import brief
+from uvm._repr import printed
 from uvm.errors import ArchiveError, HostPathError
 
 #: Whether paths can be relative to an open directory; on Windows they cannot.
@@ -88,7 +88,7 @@ class Unpacking:
         made = self._root
         if self._only is not None:
             if self._files != {(self._only,)}:
-                raise ArchiveError(f"it does not hold the file {brief(repr(self._only))}, and that alone")
+                raise ArchiveError(f"it does not hold the file {printed(self._only)}, and that alone")
             made = os.path.join(self._root, self._only)
         else:
             os.chmod(self._root, 0o755)
@@ -185,7 +185,7 @@ class Unpacking:
 
 
 def _named(parts: Parts) -> str:
-    return brief(repr("/".join(parts)))
+    return printed("/".join(parts))
 
 
 def _check_on_windows(parts: Parts) -> None:

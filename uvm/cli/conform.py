@@ -11,6 +11,7 @@ from typing import Final
 from uvm._drawing.blocks import Span, Style, table
 from uvm._repr import described
 from uvm.cli.errors import UsageError, printable
+from uvm.cli.progress import Progress
 from uvm.cli.run import say
 from uvm.cli.terminal import Terminal
 from uvm.errors import OptionsError
@@ -34,7 +35,9 @@ def run(terminal: Terminal, given: Namespace) -> int:
     if others := _other_runs(make_rig, given):
         say(f"of another run, which is not done or was killed: {', '.join(others)}")
     found: list[Played] = []
-    for played in play_all(make_rig, sorted(wanted, key=lambda each: each.level), loop=given.loop):
+    for number, scenario in enumerate(sorted(wanted, key=lambda each: each.level), 1):
+        with Progress(f"{number} of {len(wanted)}: {scenario.name.replace('_', ' ')}"):
+            [played] = play_all(make_rig, [scenario], loop=given.loop)
         if not given.json:
             _show(terminal, played, None if not found else found[-1].scenario.level)
         found.append(played)

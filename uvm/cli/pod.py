@@ -7,7 +7,7 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 
 import anyio
 from attrs import asdict, define, evolve, field
@@ -25,6 +25,7 @@ from uvm.cli.errors import UsageError, in_one_line, printable
 from uvm.cli.podfile import Container, PodFile, read_pod_file
 from uvm.cli.podhost import open_host
 from uvm.cli.podjoin import join
+from uvm.cli.progress import Progress
 from uvm.cli.terminal import Terminal
 from uvm.errors import UVMError
 from uvm.schema.secrets import scrub
@@ -59,11 +60,12 @@ def run(terminal: Terminal, given: Namespace) -> int:
 async def run_pod(terminal: Terminal, pod: PodFile, backend: Backend, record: JSON | None = None) -> int:
     """Run a pod on a backend.
 
-    :param record: gets what is shown, as values of JSON.
+    :param record: gets what is shown, as values of JSON, and nothing is drawn.
     """
     async with backend:
         fake = backend if isinstance(backend, FakeBackend) else None
-        run = _PodRun(terminal, pod, backend, fake, {} if record is None else record)
+        silent = fake is None or record is not None
+        run = _PodRun(terminal, pod, backend, fake, {} if record is None else record, silent)
         await run.introduce()
         if fake is not None:
             fake.request_log.listen(run.show)
@@ -81,6 +83,7 @@ class _PodRun:
 
     :ivar fake: the backend, if it is the in-memory one.
     :ivar record: what is printed, as values of JSON.
+    :ivar silent: nothing is drawn in the course of a step.
     """
 
     terminal: Terminal
@@ -88,6 +91,7 @@ class _PodRun:
     backend: Backend
     fake: FakeBackend | None
     record: JSON
+    silent: bool
     _requests: int = field(default=0, init=False)
     _left_mounted: list[str] = field(factory=list, init=False)
     #: Those that run a command.
@@ -184,8 +188,9 @@ class _PodRun:
 
     async def _run_commands(self) -> None:
         for container, made in self._created:
-            with self._phase(f"Run {' '.join(container.command)} in container {container.id}"):
+            with self._phase(f"Run {' '.join(container.command)} in container {container.id}") as progress:
                 done = await _run_in(made, container)
+                progress.end()
                 self.record["commands"].append(
                     {"container": container.id, **asdict(done), "args": container.command}
                 )
@@ -236,10 +241,11 @@ class _PodRun:
         self.terminal.write(draw_request(summary, _failure(entry)))
 
     @contextmanager
-    def _phase(self, title: str) -> Iterator[None]:
+    def _phase(self, title: str) -> Iterator[Progress]:
         self.terminal.write("", _rule(title))
         self._requests, began = 0, time.perf_counter()
-        yield
+        with Progress(title) if self.silent else nullcontext(Progress(title)) as progress:
+            yield progress
         took = f"{(time.perf_counter() - began) * 1000:.1f} ms"
         if self.fake is not None:
             number = _number(self._requests, "request")

@@ -9,6 +9,7 @@ from uvm.backend import JSON, Backend
 from uvm.cli.errors import OutputError, UsageError, in_one_line, leaves
 from uvm.cli.passthrough import pass_through
 from uvm.cli.podfile import Container, PodFile
+from uvm.cli.progress import Progress
 from uvm.cli.run import FAILURE, NOT_STARTED, exit_status, say
 from uvm.errors import GuestError, UVMError
 
@@ -41,15 +42,19 @@ def join(pod: PodFile, backend: Backend, container_id: str | None, *, terminal: 
 async def _join(pod: PodFile, backend: Backend, wanted: Container, terminal: bool) -> int:
     process: JSON = {"args": [*(wanted.command or _SHELLS[pod.os])], "cwd": "/", "terminal": terminal}
     layers = [pod.layers[name] for name in wanted.layers]
-    async with backend, Pod.create(pod.options, backend=backend, network=pod.namespace) as made:
-        for mapped in pod.mapped_directories:
-            await made.vm.share(mapped.host, mapped.guest, read_only=mapped.read_only)
-        spec = {"process": process, "linux": {}}
-        try:
-            container = await made.create_container(spec, layers, wanted.scratch, id=wanted.id)
-            init = await container.start(stdin=True, stderr=not terminal)
-        except GuestError as error:
-            say(in_one_line(error))
-            return NOT_STARTED
-        assert init is not None, "the specification has a process"
-        return await pass_through(init, terminal=terminal)
+    creating = Pod.create(pod.options, backend=backend, network=pod.namespace)
+    with Progress("the pod comes up") as progress:
+        async with backend, creating as made:
+            for mapped in pod.mapped_directories:
+                await made.vm.share(mapped.host, mapped.guest, read_only=mapped.read_only)
+            spec = {"process": process, "linux": {}}
+            try:
+                container = await made.create_container(spec, layers, wanted.scratch, id=wanted.id)
+                init = await container.start(stdin=True, stderr=not terminal)
+            except GuestError as error:
+                progress.end()
+                say(in_one_line(error))
+                return NOT_STARTED
+            assert init is not None, "the specification has a process"
+            progress.end()
+            return await pass_through(init, terminal=terminal)

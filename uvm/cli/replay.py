@@ -11,9 +11,11 @@ from typing import Any, Final
 import anyio
 
 from uvm._drawing.blocks import Line, Part, Span, Table, line, table
+from uvm._repr import described
 from uvm._vm.requestsummary import shorten, summarize
 from uvm.cli.errors import UsageError, read_text
 from uvm.cli.terminal import Terminal
+from uvm.errors import UVMError
 from uvm.testing.conformance import ComparedStep, differences, load_cases, replay_script
 
 #: How wide the recorded request of a pair is at least, so that pairs stand below each other.
@@ -67,7 +69,13 @@ def _problem(case: dict[str, Any]) -> str:
         return "ops and steps must be lists of the same length"
     if not all(isinstance(step, dict) and isinstance(step.get("requests"), list | None) for step in steps):
         return "each of steps must be an object, and its requests a list"
+    if not all(_is_request(each) for step in steps for each in step.get("requests") or ()):
+        return "each of requests must be an object with 'to', a text, and 'doc', an object"
     return ""
+
+
+def _is_request(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("to"), str) and isinstance(value.get("doc"), dict)
 
 
 def _requests(step: dict[str, Any]) -> int:
@@ -82,7 +90,13 @@ async def _replay(terminal: Terminal, case: dict[str, Any]) -> int:
         "",
         table((), [("", Span("recorded", "dim"), Span("│ ours", "dim"))], indent=5, least=(1, _COLUMN)),
     )
-    steps = await replay_script(case)
+    try:
+        steps = await replay_script(case)
+    except UVMError:
+        raise
+    # Its host and options may be anything.
+    except Exception as error:
+        raise UsageError(f"script {case['name']}: its host cannot be made: {described(error)}") from error
     if steps and (failure := steps[-1].failure):
         what = f"operation {len(steps)} cannot be replayed: {steps[-1].op}: {failure!r}"
         raise UsageError(f"script {case['name']}: {what}") from failure

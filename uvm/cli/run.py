@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
-from threading import Timer
+from contextlib import AsyncExitStack
 
 import anyio
 
@@ -23,6 +21,7 @@ from uvm.backends import open_backend
 from uvm.cli.attachments import Attachment
 from uvm.cli.errors import UsageError, in_one_line, leaves
 from uvm.cli.passthrough import has_terminal, pass_through
+from uvm.cli.progress import Progress
 from uvm.cli.terminal import Terminal
 from uvm.devices.scsi import Mount
 from uvm.errors import GuestError, HostPathError
@@ -31,7 +30,6 @@ from uvm.options import LCOWOptions
 #: The exit status if uvm itself fails, as that of docker.
 FAILURE = 125
 _TIMED_OUT, NOT_STARTED = 124, 127
-_SLOW_SECONDS = 1.0
 
 
 def run(terminal: Terminal, given: Namespace) -> int:
@@ -57,7 +55,7 @@ async def _run(backend: Backend, command: list[str], given: Namespace) -> int:
     # A namespace of the host ends after its VM.
     async with backend, AsyncExitStack() as namespaces:
         await _look_for(backend, [*given.disk, *given.share])
-        with anyio.move_on_after(given.timeout), _said_if_slow("the VM boots") as booted:
+        with anyio.move_on_after(given.timeout), Progress("the VM boots") as progress:
             async with UtilityVM.create(options, backend=backend) as vm:
                 await vm.start()
                 await _attach(vm, given)
@@ -65,7 +63,7 @@ async def _run(backend: Backend, command: list[str], given: Namespace) -> int:
                     namespace = await namespaces.enter_async_context(create_namespace(backend))
                     await namespace.create_endpoint(given.network)
                     await vm.network.setup(namespace.id)
-                booted()
+                progress.end()
                 return await _execute(vm, command, given)
     say(f"the command was ended: its {given.timeout:g} seconds have run out")
     return _TIMED_OUT
@@ -111,18 +109,6 @@ async def _execute(vm: UtilityVM, command: list[str], given: Namespace) -> int:
 
 def _term(terminal: bool) -> dict[str, str]:
     return {"TERM": os.environ.get("TERM", "linux")} if terminal else {}
-
-
-@contextmanager
-def _said_if_slow(what: str) -> Iterator[Callable[[], None]]:
-    """Write what is done, unless what is returned is called within a second."""
-    timer = Timer(_SLOW_SECONDS, say, [f"{what} ..."])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield timer.cancel
-    finally:
-        timer.cancel()
 
 
 def say(message: str) -> None:

@@ -27,6 +27,7 @@ from uvm._arguments import kind_of
 from uvm._checks import U64, similar
 from uvm._log import Log
 from uvm._names import GuestOS
+from uvm._repr import printed
 from uvm.errors import OptionsError
 from uvm.options import annotationvalues as values
 from uvm.options.annotationvalues import Reader
@@ -437,7 +438,7 @@ def _number(resources: Mapping[str, Any], path: str) -> int:
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise OptionsError(f"resources: {path} is {value!r}, not a whole number from 0 on")
+        raise OptionsError(f"resources: {path} is {printed(value)}, not a whole number from 0 on")
     return value or 0
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from uvm._arguments import kind_of
 from uvm._checks import I32, U32, U64, guid, plain_guid
-from uvm._repr import brief
+from uvm._repr import printed
 from uvm.errors import OptionsError
 from uvm.options.common import HvSocketService
 from uvm.options.hcsshim import registry_value, services
@@ -48,7 +48,7 @@ def checked_annotations(annotations: object) -> dict[str, str]:
         raise OptionsError(f"annotations are a mapping of names to strings, not {kind_of(annotations)}")
     for name, value in annotations.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise OptionsError(f"annotation {brief(repr(name))} is {kind_of(value)}, not a string")
+            raise OptionsError(f"annotation {printed(name)} is {kind_of(value)}, not a string")
     return dict(annotations)
 
 
@@ -62,14 +62,14 @@ def read(name: str, reader: Reader, text: str) -> Any:
     except OptionsError as error:
         raise OptionsError(f"annotation {name}: {error}") from None
     except (AttributeError, TypeError, ValueError) as error:
-        raise OptionsError(f"annotation {name} has another form than {brief(repr(text))}: {error}") from None
+        raise OptionsError(f"annotation {name} has another form than {printed(text)}: {error}") from None
 
 
 def flag(text: str) -> bool:
     """Read True or False."""
     value = _FLAGS.get(text)
     if value is None:
-        raise OptionsError(f"it is true or false, not {brief(repr(text))}")
+        raise OptionsError(f"it is true or false, not {printed(text)}")
     return value
 
 
@@ -88,7 +88,7 @@ def whole(maximum: int, minimum: int = 0) -> Callable[[str], int]:
 
     def read_whole(text: str) -> int:
         if not re.fullmatch("[0-9]{1,20}", text) or not minimum <= int(text) <= maximum:
-            raise OptionsError(f"it is a whole number from {minimum} to {maximum}, not {brief(repr(text))}")
+            raise OptionsError(f"it is a whole number from {minimum} to {maximum}, not {printed(text)}")
         return int(text)
 
     return read_whole
@@ -114,7 +114,7 @@ def choice(*values: str) -> Reader:
 
     def read_choice(text: str) -> str:
         if text not in values:
-            raise OptionsError(f"it is {' or '.join(map(repr, values))}, not {brief(repr(text))}")
+            raise OptionsError(f"it is {' or '.join(map(repr, values))}, not {printed(text)}")
         return text
 
     return read_choice
@@ -124,7 +124,7 @@ def identifier(text: str) -> str:
     """Read a GUID."""
     plain = plain_guid(text)
     if allowed := guid(plain):
-        raise OptionsError(f"it is {allowed}, not {brief(repr(text))}")
+        raise OptionsError(f"it is {allowed}, not {printed(text)}")
     return plain
 
 

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, MutableMapping
 from typing import TypeVar
 
-from uvm._repr import brief
+from uvm._repr import printed
 
 V = TypeVar("V")
 
@@ -24,7 +24,7 @@ class PathTable(MutableMapping[str, V]):
         self._sorted: list[str] = []
 
     def __repr__(self) -> str:
-        return brief(repr(self._values))
+        return printed(self._values)
 
     def __getitem__(self, path: str) -> V:
         return self._values[path]

@@ -200,10 +200,20 @@ def test_without_a_runtime_it_is_another_image(
 def test_a_runtime_has_its_own_name_whatever_its_file_is_called(
     make: Make, parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gather, "_said", lambda program, argument: "runc version 1.1")
+    monkeypatch.setattr(
+        gather, "_said", lambda *command: "runc version 1.1" if "--version" in command else "sh"
+    )
     found = contents(make(runtime=f"{parts}/crun"))
     assert "usr/bin/runc" in found
     assert "usr/bin/crun" not in found
+
+
+def test_what_is_no_busybox_is_refused_with_what_to_install(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "_said", lambda program, argument: argument.replace("--version", "crun 1"))
+    with pytest.raises(NotSupportedError, match=r"is no busybox with a shell; install one: .*busybox-static"):
+        make()
 
 
 def test_what_is_no_runtime_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +270,7 @@ from uvm.backends.qemu.guestimage import builder, gather
 from uvm.backends.qemu.guestimage.cache import Cache
 from uvm.backends.qemu.guestimage.interpreter import Interpreter, ask
 from uvm.backends.qemu.guestimage.selection import ImageOptions
-gather._said = lambda *command: "crun version"
+gather._said = lambda *command: "crun version" if "--version" in command else "sh"
 builder.owners = lambda paths: []
 platform.machine = lambda: "x86_64"
 sys.stdin.read()

@@ -22,6 +22,11 @@ def test_the_interpreter_of_a_venv_is_the_one_that_it_was_made_of() -> None:
     assert found.version == ".".join(map(str, sys.version_info[:3]))
 
 
+def test_what_is_no_interpreter_is_refused() -> None:
+    with pytest.raises(NotSupportedError, match=r"takes CPython from 3.11 on, and /bin/true is none"):
+        ask("/bin/true", [])
+
+
 def test_it_says_what_it_loads_and_from_where() -> None:
     found = ask(sys.executable, ["subprocess", "unicodedata"])
     assert {"subprocess", "encodings.latin_1", "traceback"} <= found.loaded

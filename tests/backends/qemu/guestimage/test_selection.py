@@ -147,7 +147,16 @@ def test_modules_that_are_named_are_taken(programs: Path, tmp_path: Path) -> Non
     path = tmp_path / "vmlinuz"
     path.write_bytes(bzimage())
     (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "modules.builtin").touch()
     assert chosen(tmp_path, kernel=str(path), modules=f"{tmp_path}/modules").modules == f"{tmp_path}/modules"
+
+
+def test_an_empty_directory_of_modules_is_refused(programs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(bzimage())
+    (tmp_path / "modules").mkdir()
+    with pytest.raises(OptionsError, match=r"has no modules: .*/modules, or it is empty"):
+        chosen(tmp_path, kernel=str(path), modules=f"{tmp_path}/modules")
 
 
 def test_a_kernel_whose_modules_are_nowhere_is_refused(machine: Path, programs: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from uvm.backends.qemu.guestimage.interpreter import Interpreter, ask
 from uvm.backends.qemu.guestimage.kernel import KernelError, read_kernel
 from uvm.backends.qemu.guestimage.libraries import Libraries
 from uvm.backends.qemu.guestimage.modules import WANTED, ModuleError, Modules
+from uvm.backends.qemu.guestimage.packages import install
 from uvm.backends.qemu.guestimage.selection import Selection
 from uvm.backends.qemu.guestimage.sources import Sources
 from uvm.errors import NotSupportedError, OptionsError
@@ -72,7 +73,10 @@ def _runtime_name(runtime: str) -> str:
 
 
 def _applets(busybox: str) -> list[str]:
-    return sorted({*_said(busybox, "--list").split()} - {"busybox"})
+    found = {*_said(busybox, "--list").split()} - {"busybox"}
+    if "sh" not in found:
+        raise NotSupportedError(f"{busybox} is no busybox with a shell; install one: {install('busybox')}")
+    return sorted(found)
 
 
 def _said(program: str, argument: str) -> str:

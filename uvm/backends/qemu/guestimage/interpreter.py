@@ -122,7 +122,12 @@ def ask(executable: str, modules: Iterable[str]) -> Interpreter:
 
     :raises NotSupportedError: it does not run, or is no CPython from 3.11 on.
     """
-    said: dict[str, Any] = json.loads(_run(executable, _PROBE, json.dumps(sorted({*_ALWAYS, *modules}))))
+    answer = _run(executable, _PROBE, json.dumps(sorted({*_ALWAYS, *modules})))
+    try:
+        said: dict[str, Any] = json.loads(answer)
+    except ValueError:
+        problem = f"a guest image takes CPython from 3.11 on, and {executable} is none"
+        raise NotSupportedError(problem) from None
     version = said["version"]
     if said["implementation"] != "cpython" or version < [3, 11]:
         found = f"{said['implementation']} {'.'.join(map(str, version))}"

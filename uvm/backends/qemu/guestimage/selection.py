@@ -140,8 +140,9 @@ def _modules_of(kernel: Kernel, path: str, given: str | None) -> str:
     roots = (os.path.dirname(os.path.dirname(path)), _ROOT)
     places = [given] if given else [os.path.join(root, "lib/modules", kernel.release) for root in roots]
     found = next(filter(os.path.isdir, places), None)
-    if found is None:
-        raise OptionsError(f"the kernel {path} has no modules: there is no directory {' or '.join(places)}")
+    if found is None or not os.listdir(found):
+        where = " or ".join(places)
+        raise OptionsError(f"the kernel {path} has no modules: there is no directory {where}, or it is empty")
     return os.path.abspath(found)
 
 
