@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -151,6 +152,29 @@ async def test_a_release_goes_on_for_a_caller_who_is_cancelled_in_it(step: int) 
         await gate.wait()
         tasks.cancel_scope.cancel()
         gate.close()
+    assert namespace.released
+    assert state(backend) == before
+
+
+@pytest.mark.parametrize("step", range(len(ENDS)), ids=lambda step: f"{step} {ENDS[step]}")
+async def test_a_release_goes_on_for_a_caller_whom_asyncio_cancels_in_it(
+    step: int, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("a matter of asyncio alone")
+    backend = networked()
+    before = state(backend)
+    namespace = await create(backend)
+    gate = backend.faults.hold(operation=ENDS[step], nth=ENDS[: step + 1].count(ENDS[step]))
+    release = asyncio.create_task(namespace.release())
+    await gate.wait()
+    for _ in range(2):
+        release.cancel()
+        await quiet()
+        assert not release.done()
+    gate.close()
+    with pytest.raises(asyncio.CancelledError):
+        await release
     assert namespace.released
     assert state(backend) == before
 

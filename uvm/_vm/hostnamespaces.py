@@ -7,13 +7,14 @@ Source: hcsshim ``internal/hcsoci/network.go`` (``createNetworkNamespace``) and 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import anyio
 from attrs import define, field
 
 from uvm._arguments import items_of
-from uvm._async import opens
+from uvm._async import errors_of, opens
 from uvm._buses.lease import Releasable
 from uvm._checks import checked, choice, guid_of, instance, optional
 from uvm._names import guid_key
@@ -109,14 +110,19 @@ class HostNamespace(Releasable):
         :raises UnknownOutcomeError: the host did not answer.
         """
         self._check_held()
+        # A task of its own: asyncio cancels its caller in spite of any shield.
+        for error in await errors_of([self._delete]):
+            raise error
+
+    async def _delete(self) -> None:
         errors: list[Exception] = []
         with anyio.move_on_after(_GRACE_SECONDS, shield=True) as scope:
             async with self._turn:
                 if self._released:
                     return
                 for endpoint_id in reversed(self.endpoints):
-                    errors += await _errors_of(self._remove(endpoint_id))
-                errors += await _errors_of(self._backend.network.delete_namespace(self.id))
+                    errors += await errors_of([partial(self._remove, endpoint_id)])
+                errors += await errors_of([partial(self._backend.network.delete_namespace, self.id)])
                 self._released = not errors
         if scope.cancelled_caught:
             errors.append(UnknownOutcomeError(f"the host did not answer within {_GRACE_SECONDS:g} s"))
@@ -145,7 +151,7 @@ class HostNamespace(Releasable):
             elif network_id is not None:
                 self._endpoints[endpoint_id] = True
                 with anyio.move_on_after(_GRACE_SECONDS, shield=True):
-                    for error in await _errors_of(self._remove(endpoint_id)):
+                    for error in await errors_of([partial(self._remove, endpoint_id)]):
                         failure.add_note(f"and deleting the endpoint {endpoint_id} again failed: {error}")
             raise
 
@@ -197,7 +203,7 @@ async def create_namespace(
     except BaseException as failure:
         # What the host refused to create may be another's.
         if made or not is_refusal(failure):
-            for error in await _errors_of(namespace.release()):
+            for error in await errors_of([namespace.release]):
                 failure.add_note(f"and deleting it again failed: {error}")
         raise
     return namespace
@@ -215,11 +221,3 @@ async def _refuse_if_there(found: Awaitable[JSON], operation: str) -> None:
             raise
     else:
         raise HostError(operation, HResult.ERROR_ALREADY_EXISTS, "it is another's; nothing was created")
-
-
-async def _errors_of(call: Awaitable[None]) -> list[Exception]:
-    try:
-        await call
-    except Exception as error:
-        return [error]
-    return []
