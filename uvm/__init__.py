@@ -1,6 +1,12 @@
-"""Create and drive utility VMs: Hyper-V through the Host Compute Service, or a faithful in-memory fake.
+"""Create and drive utility VMs: QEMU on Linux, Hyper-V on Windows, or a faithful host in memory.
 
-What most programs need is here, loaded when the first of its names is used (PEP 562).
+To begin with, on any machine::
+
+    async with uvm.start_vm(uvm.LCOWOptions(memory_mb=512), backend="fake") as vm:
+        done = await vm.run(["echo", "hello"], text=True)
+
+:mod:`uvm.sync` has the same without ``await``. What most programs need is here, loaded when the first of its
+names is used (PEP 562).
 """
 
 import sys

@@ -165,6 +165,43 @@ def test_a_vm_that_is_not_closed_fails_the_test_if_warnings_are_errors(report: s
     assert "was not closed before its event loop ended" in report
 
 
+def test_without_trio_its_half_of_the_tests_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text(
+        """if True:
+        import sys
+        import pytest
+        from uvm.testing.plugin import jumping_backends
+
+        sys.modules["trio"] = None  # as if it were not installed
+        pytestmark = pytest.mark.anyio
+        anyio_backend = jumping_backends
+
+        async def test_one(linux_vm):
+            async with linux_vm() as vm:
+                await vm.run(["true"])
+        """,
+        "utf-8",
+    )
+    loaded = [argument for plugin in ("anyio", "uvm.testing.plugin") for argument in ("-p", plugin)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *loaded, str(tmp_path)],
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed, 1 skipped" in done.stdout, done.stdout
+    assert "trio is not installed; run: pip install 'utilityvm[trio]'" in done.stdout
+
+
+@pytest.mark.parametrize("module", ["strategies", "machines"])
+def test_what_needs_hypothesis_names_the_extra_that_has_it(module: str) -> None:
+    program = f"import sys; sys.modules['hypothesis'] = None; import uvm.testing.{module}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("install it with: pip install 'utilityvm[testing]'")
+
+
 def test_what_is_left_on_the_host_fails_the_test(report: str) -> None:
     assert outcomes(report, "test_leaves_access_and_fails") == ["PASSED", "ERROR"], report
     assert re.search(r"left on the host: access of vm1 to C:\\vm\\disk\.vhdx", report), report

@@ -142,11 +142,25 @@ class ProcessHost(Bound, ABC):
         """Run a process to its end, and return its exit code and what it wrote.
 
         It has ended when it has exited and its output is closed, by all that inherited it. If the caller is
-        cancelled, it is killed. Parameters and errors are those of :meth:`open_process` and
-        :meth:`Process.communicate`, and:
+        cancelled, it is killed. Errors are also those of :meth:`open_process`.
 
+        :param args: the program and its arguments: there is no shell.
         :param input: what it reads; without any it has no standard input.
-        :param timeout: how many seconds it has from now, its start included.
+        :param env: its whole environment. By default the container's own; in the guest itself a PATH.
+        :param cwd: its directory. By default the container's own; in the guest itself the root.
+        :param user: by default the container's own. In a Linux container ``uid`` or ``uid:gid``.
+        :param max_output_bytes: how much it may write, both streams together.
+        :param timeout: how many seconds it has from now, its start included; they stand still while the VM is
+            paused.
+        :param check: raise an error if its exit code is not 0.
+        :param on_stdout: called, and awaited if it returns an awaitable, with each chunk of the output, which
+            is returned all the same. What it raises is raised.
+        :param on_stderr: called with the error output likewise.
+        :param text: input and output are text, in UTF-8, in place of bytes.
+        :raises GuestError: the guest refused: there is no such program, for instance.
+        :raises OutputLimitError: it wrote more, and is killed.
+        :raises ProcessTimeoutError: it took longer, and is killed.
+        :raises ProcessFailedError: its exit code is not 0, which ``check`` does not allow.
         """
         exchange: Exchange[Any] = Exchange(
             input=input,

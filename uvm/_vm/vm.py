@@ -56,7 +56,7 @@ class UtilityVM(Saving, GuestServices):
     """A utility VM. :meth:`create` makes one, and closes it when its context is left.
 
     Devices are attributes: ``scsi``, ``vpmem``, ``vsmb``, ``plan9``, ``vpci``, ``pipes``, ``network``,
-    ``layers``. Any number of tasks may use them at once.
+    ``layers``; ``files`` are those of the guest. Any number of tasks may use them at once.
     """
 
     def __init__(

@@ -7,8 +7,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+try:
+    from hypothesis import strategies as st
+    from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+except ImportError as _error:
+    raise ImportError(
+        "uvm.testing.machines needs hypothesis, which is not installed; install it with: "
+        "pip install 'utilityvm[testing]'"
+    ) from _error
 
 from uvm._buses.lease import Releasable
 from uvm._vm.keeper import start_vm

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -80,9 +81,11 @@ def jumping_backends(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any
     """Return both event loops, with time that jumps, a fresh one for each test.
 
     A module whose tests do no real I/O says ``anyio_backend = jumping_backends``, after importing it from
-    here. With pytest-trio, use its own ``autojump_clock``; with pytest-asyncio, a loop factory that returns a
-    :class:`~uvm.testing.clocks.JumpingLoop`.
+    here; without trio, those on it are skipped. With pytest-trio, use its own ``autojump_clock``; with
+    pytest-asyncio, a loop factory that returns a :class:`~uvm.testing.clocks.JumpingLoop`.
     """
     from uvm.testing.clocks import jumping_options
 
+    if request.param == "trio" and find_spec("trio") is None:
+        pytest.skip("trio is not installed; run: pip install 'utilityvm[trio]'")
     return request.param, jumping_options(request.param)

@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
 from attrs import frozen
-from hypothesis import strategies as st
+
+try:
+    from hypothesis import strategies as st
+except ImportError as _error:
+    raise ImportError(
+        "uvm.testing.strategies needs hypothesis, which is not installed; install it with: "
+        "pip install 'utilityvm[testing]'"
+    ) from _error
 
 from uvm._buses.lease import Releasable
 from uvm._names import GuestOS
