@@ -222,6 +222,10 @@ def test_missing_and_null_fields_get_their_zero_values() -> None:
     [
         (3, "ComputeSystem: Expected `object`, got `int`"),
         ({"Owner": 1}, "ComputeSystem.Owner: Expected `str`, got `int`"),
+        (
+            {"VirtualMachine": {"Devices": {"Scsi": {1: {}}}}},
+            "Devices.Scsi: Expected `str`, got `int` for a key",
+        ),
         ({"SchemaVersion": {"Major": "2"}}, "SchemaVersion.Major: Expected `int`, got `str`"),
         ({"SchemaVersion": {"Major": True}}, "SchemaVersion.Major: Expected `int`, got `bool`"),
         ({"SchemaVersion": {"Major": 2.0}}, "SchemaVersion.Major: Expected `int`, got `float`"),

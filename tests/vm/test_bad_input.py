@@ -209,6 +209,10 @@ LINUX_ARGUMENTS: dict[str, tuple[Use, str]] = {
         lambda vm: vm.plan9.add(SHARED, "/mnt", restrict=True, allowed_names=["..\\a"]),
         "no name of a file",
     ),
+    "layers at a relative root": (
+        lambda vm: vm.mount_layers("c", [LAYER], DISK, root="run"),
+        "root: 'run' is relative",
+    ),
     "a container's id of another type": (
         lambda vm: vm.layers.combine("/r", ["/a"], scratch_path="/s", container_id=5),
         "container_id must be a string",

@@ -34,7 +34,7 @@ from uvm._buses.vsmb import VSMBLease
 from uvm._checks import U32, Checked, checked, go, text, whole
 from uvm._guest.specs import bundle_of, check_container_id
 from uvm._guest.states import Deletion
-from uvm._names import HostPath, text_of
+from uvm._names import HostPath, guest_path, text_of
 from uvm._repr import brief, counted
 from uvm._vm.devices import Devices
 from uvm.devices.blockcims import BlockCIMLayer
@@ -332,6 +332,8 @@ def mount_layers(
         kinds = "one BlockCIMLayer, since it is confidential," if measured else kinds
         raise OptionsError(f"a root file system in {vm._context.vm_id} takes {kinds}; given were {given}")
     if linux:
+        if root:
+            guest_path(root, "linux", "root")
         mount = partial(_mount_lcow, vm, container_id, given, scratch_path, root, grant_access)
         return Opening(_mount(vm, mount))
     if root:

@@ -282,7 +282,10 @@ def from_json(cls: type[T], value: Any, *, forbid_extra: bool = False) -> T:
     except msgspec.ValidationError as e:
         # "Expected `str`, got `int` - at `$.Owner`": no values, as long as no field is of an enum's type.
         problem, _, place = str(e).partition(" - at ")
-        raise SchemaError(f"{where}{place.strip('`').removeprefix('$')}: {problem}") from None
+        # Of a key it is "`key` in `$.Owner`".
+        of, _, place = place.replace("`", "").rpartition(" in ")
+        said = f"{problem} for a {of}" if of else problem
+        raise SchemaError(f"{where}{place.removeprefix('$')}: {said}") from None
     except UnicodeEncodeError:
         raise SchemaError(f"{where} has half of a surrogate pair for a name or a number") from None
 
