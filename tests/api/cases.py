@@ -2,9 +2,10 @@
 
 Each of its requests is spoilt in each way on asyncio, over our own connection, in the call that makes it.
 Requests of one kind pass through the same code, whatever is asked: the last one of each kind stands for all
-over HCS's connection, and in a call that only makes another one of the table. What becomes of a request is
-handled above the loop, which only wakes the task: on trio the last request of a call stands for all. A call
-is cancelled at each of its checkpoints everywhere.
+over HCS's connection, and in a call that only makes another one of the table. A call that asks the host for the
+same over both connections, and the guest for nothing, has all of its cases over our own. What becomes of a
+request is handled above the loop, which only wakes the task: on trio the last request of a call stands for all,
+and no call is made after the exit. A call is cancelled at each of its checkpoints on both loops.
 """
 
 from __future__ import annotations
@@ -147,6 +148,7 @@ class _Examination:
     :ivar whole: all requests are spoilt, on asyncio, not only the last one of each kind.
     :ivar base: what is there before the call, and :attr:`after` what is after it.
     :ivar awaited: the requests without whose answer the call does not return.
+    :ivar elsewhere: its requests over the connection over which it was examined before.
     """
 
     row: Row
@@ -159,6 +161,7 @@ class _Examination:
     acquires: bool = False
     points: list[Point] = field(factory=list)
     awaited: set[Point] = field(factory=set)
+    elsewhere: list[Point] | None = None
     _todo: deque[tuple[str, Case]] = field(factory=deque)
     _tasks: anyio.abc.TaskGroup | None = None
     _case: str = ""
@@ -216,6 +219,8 @@ class _Examination:
     def _plan(self) -> None:
         """Say what all the cases are, once it is known what the call asks for."""
         add, points = self._todo.append, self.points
+        if points == self.elsewhere and all(point.to != "guest" for point in points):
+            return
         on_trio, last = sniffio.current_async_library() == "trio", last_of_each_kind(points)
         if on_trio:
             points = points[-1:]
@@ -238,12 +243,12 @@ class _Examination:
             for when in ("before", "after") if point in last else ("before",):
                 add((f"exit {when} {point}", partial(self._exit_in, when, point)))
         if self.row.vm == "running":
-            for how in ("noticed", "unnoticed", "closed"):
+            for how in () if on_trio else ("noticed", "unnoticed", "closed"):
                 add((f"exit {how}", partial(self._exit_before, how)))
             add(("exit later", self._exit_after))
             if self.row.finish is not None:
                 add(("exit meanwhile", self._exit_meanwhile))
-            if self.own:
+            if self.own and not on_trio:
                 add(("guest gone", self._guest_gone))
 
     # What cases are made of.
@@ -489,9 +494,12 @@ async def _awaited(call: Callable[[Stage, Any], Awaitable[Any]], stage: Stage) -
 
 async def examine(name: str, row: Row, found: Examined, *, both: bool) -> None:
     """Put a call through all cases, over both ways if asked to, or over our own connection."""
+    elsewhere = None
     for own in (True, False)[: 1 + both] if row.own is None else (row.own,):
         whole = (own or row.own is False) and not row.passes
-        await _Examination(row, own, whole, f"{name} {'own' if own else 'hcs'}", found).play()
+        made = _Examination(row, own, whole, f"{name} {'own' if own else 'hcs'}", found, elsewhere=elsewhere)
+        await made.play()
+        elsewhere = made.points
 
 
 def leaves(error: BaseException | None) -> list[BaseException]:
