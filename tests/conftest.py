@@ -19,7 +19,7 @@ gc.set_threshold(50_000)
 
 # No deadline in any profile: a slow machine is not a failing test.
 settings.register_profile("dev", deadline=None, max_examples=30)
-settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)
+settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, print_blob=True)
 settings.register_profile("soak", deadline=None, max_examples=5_000, stateful_step_count=200, print_blob=True)
 # Under Wine, and with other versions of the dependencies, it is not the values that differ.
 settings.register_profile("few", deadline=None, max_examples=10, derandomize=True, print_blob=True)

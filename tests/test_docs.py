@@ -48,7 +48,7 @@ def test_a_field_of_a_docstring_begins_its_line_or_it_is_not_rendered() -> None:
         (source.name, line)
         for source in sources
         for line in source.read_text("utf-8").splitlines()
-        if re.search(r"\S.*[ ;]:(ivar|cvar|param|raises|returns)\b", line)
+        if re.search(r"(?<=[ ;]):(ivar|cvar|param|raises|returns)\b", line.lstrip())
     ] == []
 
 

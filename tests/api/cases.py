@@ -2,10 +2,11 @@
 
 Each of its requests is spoilt in each way on asyncio, over our own connection, in the call that makes it.
 Requests of one kind pass through the same code, whatever is asked: the last one of each kind stands for all
-over HCS's connection, and in a call that only makes another one of the table. A call that asks the host for the
-same over both connections, and the guest for nothing, has all of its cases over our own. What becomes of a
-request is handled above the loop, which only wakes the task: on trio the last request of a call stands for all,
-and no call is made after the exit. A call is cancelled at each of its checkpoints on both loops.
+over HCS's connection, and in a call that only makes another one of the table, over our own. A call that
+asks the host for the same over both connections, and the guest for nothing, has its cases over our own.
+What becomes of a request is handled above the loop, which only wakes the task: on trio the last request of
+a call stands for all, and no call is made after the exit. A call is cancelled at each of its checkpoints on
+both.
 """
 
 from __future__ import annotations
@@ -495,7 +496,7 @@ async def _awaited(call: Callable[[Stage, Any], Awaitable[Any]], stage: Stage) -
 async def examine(name: str, row: Row, found: Examined, *, both: bool) -> None:
     """Put a call through all cases, over both ways if asked to, or over our own connection."""
     elsewhere = None
-    for own in (True, False)[: 1 + both] if row.own is None else (row.own,):
+    for own in (True, False)[: 1 + (both and not row.passes)] if row.own is None else (row.own,):
         whole = (own or row.own is False) and not row.passes
         made = _Examination(row, own, whole, f"{name} {'own' if own else 'hcs'}", found, elsewhere=elsewhere)
         await made.play()

@@ -22,7 +22,14 @@ from uvm.testing.backends import Control, FakeHost, Rig, Scenario
 
 #: Both loops in CI, one of them elsewhere.
 LOOPS = ("asyncio", "trio") if os.environ.get("HYPOTHESIS_PROFILE") == "ci" else ("asyncio",)
-CASES = [(loop, scenario) for loop, scenario in on_both_loops() if loop in LOOPS]
+#: A Linux VM with our own connection calls no function that the two other kinds do not call: what the library
+#: makes of the faults in its requests is seen on the fake.
+AS_OTHERS = "any_call_of_a_linux_vm_"
+CASES = [
+    (loop, scenario)
+    for loop, scenario in on_both_loops()
+    if loop in LOOPS and not scenario.name.startswith(AS_OTHERS)
+]
 
 pytestmark = pytest.mark.anyio
 

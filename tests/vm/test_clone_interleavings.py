@@ -144,7 +144,10 @@ async def _example(choose: Choose) -> None:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=settings().max_examples // 2,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(data=st.data())
 def test_nothing_is_left_of_clones_whatever_happened(backend: str, data: st.DataObject) -> None:
     run_example(_example, backend, data)

@@ -1,4 +1,7 @@
-"""That the VM has gone is one error, from every call over both connections; what ends something succeeds."""
+"""That the VM has gone is one error, from every call over both connections; what ends something succeeds.
+
+An exit in a call is a case of :mod:`tests.api`.
+"""
 
 from __future__ import annotations
 
@@ -225,15 +228,6 @@ async def test_an_exit_that_was_not_reported_yet_is_waited_for(external: bool) -
 
 
 @EITHER
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_an_exit_in_the_call_is_said_by_it(external: bool, when: Any) -> None:
-    for name, call in of_either(external, ASKS).items():
-        async with held(external) as has:
-            has.run.backend.faults.crash(when=when, nth=1)
-            await says_how_it_exited(has, name, call)
-
-
-@EITHER
 async def test_an_exit_during_a_wait_is_said_by_it(external: bool) -> None:
     for name, call in WAITS.items():
         async with held(external) as has, anyio.create_task_group() as tasks:
@@ -252,17 +246,6 @@ async def test_what_ends_something_succeeds_after_the_exit(external: bool, notic
                 has.machine.crash()
                 if noticed:
                     await has.vm.wait()
-                await call(has)
-
-
-@EITHER
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_what_ends_something_succeeds_where_the_vm_exits_in_the_call(external: bool, when: Any) -> None:
-    for name, call in ENDS.items():
-        # As above.
-        if name != "container delete state":
-            async with held(external) as has:
-                has.run.backend.faults.crash(when=when, nth=1)
                 await call(has)
 
 

@@ -297,14 +297,6 @@ class TestBuilding:
         with pytest.raises(NoCompilerError, match="cc, gcc, clang"):
             build()
 
-    def test_it_builds_against_the_windows_headers(self) -> None:
-        try:
-            libraries = build("windows")
-        except NoCompilerError as e:
-            pytest.skip(str(e))
-        assert libraries.computecore.exists()
-        assert libraries.computenetwork.exists()
-
     def test_what_was_built_is_built_once(self) -> None:
         require_double()
         built = build().computecore
