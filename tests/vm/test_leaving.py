@@ -168,7 +168,7 @@ async def test_asyncios_own_cancellation_leaves_at_once(anyio_backend_name: str)
 
 
 def late_starts(run: Running) -> set[object]:
-    return cast(GuestHost, run.vm._link.guest)._access.late_starts
+    return cast(GuestHost, run.vm._link.guest)._guest.late_starts
 
 
 async def _leave_a_process(vm: uvm.UtilityVM) -> None:

@@ -93,7 +93,7 @@ class GuestConnection(GuestHost):
     ) -> None:
         clock = clock or GuestClock()
         bridge = Bridge(name, notify=self._notify, rpc_timeout_seconds=timeouts.rpc_seconds, clock=clock)
-        self._access = self._link = GuestLink(
+        self._guest = self._link = GuestLink(
             name=name,
             timeouts=timeouts,
             clock=clock,

@@ -41,7 +41,6 @@ from uvm._async import Flag, end_after, errors_of, opens
 from uvm._checks import checked, instance, text
 from uvm._errands import Release
 from uvm._guest.access import GuestAccess
-from uvm._guest.clock import GuestClock
 from uvm._guest.exit import Exit
 from uvm._guest.process import Launch, Process, exit_of
 from uvm._guest.run import ProcessHost
@@ -199,14 +198,6 @@ class Container(ProcessHost):
         else:
             state = "running" if self._runs else "created"
         return brief(f"<Container {self.id} ({state})>")
-
-    @property
-    def _clock(self) -> GuestClock:
-        return self._guest.clock
-
-    @property
-    def _guest_os(self) -> str:
-        return self._guest.os
 
     @property
     def exit(self) -> ContainerExit | None:

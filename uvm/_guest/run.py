@@ -29,10 +29,17 @@ _log = Log("uvm.gcs")
 class ProcessHost(Bound, ABC):
     """Where processes run: a guest, or a container of one."""
 
+    _guest: GuestAccess
+
     @property
-    @abstractmethod
     def _clock(self) -> GuestClock:
         """The clock of the guest."""
+        return self._guest.clock
+
+    @property
+    def _guest_os(self) -> str:
+        """The operating system of the guest."""
+        return self._guest.os
 
     @abstractmethod
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
@@ -40,11 +47,6 @@ class ProcessHost(Bound, ABC):
 
         :param pipes: whether it has ``stdin``, ``stdout`` and ``stderr``.
         """
-
-    @property
-    @abstractmethod
-    def _guest_os(self) -> str:
-        """The operating system of the guest."""
 
     @property
     def files(self) -> GuestFiles:
@@ -187,25 +189,15 @@ class ProcessHost(Bound, ABC):
 class GuestHost(ProcessHost):
     """A guest in which processes are started, by either connection."""
 
-    _access: GuestAccess
-
-    @property
-    def _clock(self) -> GuestClock:
-        return self._access.clock
-
-    @property
-    def _guest_os(self) -> str:
-        return self._access.os
-
     @abstractmethod
     async def _launch(self, launch: Launch) -> Process:
         """Start a process of the guest itself."""
 
     async def _start(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
-        return await self._access.call(self._start_sized(wanted, pipes))
+        return await self._guest.call(self._start_sized(wanted, pipes))
 
     async def _start_sized(self, wanted: Command, pipes: Mapping[str, bool]) -> Process:
-        os = self._access.os
+        os = self._guest.os
         process = await self._launch(Launch(wanted.args, host_process(wanted, os), pipes, wanted.terminal))
         if wanted.size is not None and os == "linux":
             await _give_size(process, *wanted.size)

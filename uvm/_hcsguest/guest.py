@@ -43,10 +43,10 @@ class RelayGuest(GuestHost):
         self.protocol_version = protocol_version
         self.features = GuestFeatures.of(capabilities)
         self.capabilities = capabilities
-        self._access: RelayAccess = evolve(access, features=self.features)
+        self._guest: RelayAccess = evolve(access, features=self.features)
 
     def __repr__(self) -> str:
-        return f"<RelayGuest of {self._access.name}>"
+        return f"<RelayGuest of {self._guest.name}>"
 
     @classmethod
     async def connect(cls, access: RelayAccess) -> RelayGuest:
@@ -61,7 +61,7 @@ class RelayGuest(GuestHost):
 
     async def modify(self, request: JSON | ModificationRequest) -> None:
         """Have HCS relay one request; HostError with the guest's code where the guest refuses."""
-        await self._access.system.modify({"GuestRequest": _as_json(request)})
+        await self._guest.system.modify({"GuestRequest": _as_json(request)})
 
     def close(self) -> None:
         """Nothing is ours to close."""
@@ -74,11 +74,11 @@ class RelayGuest(GuestHost):
 
         See :func:`uvm._hcsguest.container.create_relayed`.
         """
-        access = self._access
+        access = self._guest
         return await access.call(access.ask(create_relayed(access, container_id, document)))
 
     async def _launch(self, launch: Launch) -> Process:
-        return await self._access.ask(start_relayed(self._access, launch))
+        return await self._guest.ask(start_relayed(self._guest, launch))
 
 
 @define(eq=False, repr=False)
