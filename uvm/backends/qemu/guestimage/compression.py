@@ -6,6 +6,7 @@ import lzma
 import subprocess
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from uvm.backends.qemu.guestimage.packages import install
@@ -35,14 +36,6 @@ def _whole(stream: _Decompressor, data: bytes) -> bytes:
     return plain
 
 
-def _zstd(data: bytes) -> bytes:
-    return _by_tool("zstd", data)
-
-
-def _lz4(data: bytes) -> bytes:
-    return _by_tool("lz4", data)
-
-
 def _by_tool(tool: str, data: bytes) -> bytes:
     try:
         # Its exit status counts for nothing: the size that kernels append is no frame to it.
@@ -60,8 +53,8 @@ def _by_tool(tool: str, data: bytes) -> bytes:
 _FORMATS: Final[tuple[tuple[bytes, Callable[[bytes], bytes]], ...]] = (
     (b"\x1f\x8b", _gzip),
     (b"\xfd7zXZ\0", _xz),
-    (b"\x28\xb5\x2f\xfd", _zstd),
-    (b"\x02\x21\x4c\x18", _lz4),
+    (b"\x28\xb5\x2f\xfd", partial(_by_tool, "zstd")),
+    (b"\x02\x21\x4c\x18", partial(_by_tool, "lz4")),
 )
 
 
