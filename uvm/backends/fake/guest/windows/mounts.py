@@ -19,22 +19,9 @@ from uvm.backends.fake.tree import DeviceTree
 from uvm.devices.vsmb import GUEST_PREFIX
 from uvm.hresult import HResult
 from uvm.schema import container as schema
+from uvm.schema import guest, requests
 from uvm.schema.container import MappedDirectory
-from uvm.schema.guest import (
-    CWCOWBlockCIMMounts,
-    CWCOWCombinedLayers,
-    HvSocketAddress,
-    WCOWCombinedLayers,
-    WCOWMappedVirtualDisk,
-)
 from uvm.schema.network import HostComputeEndpoint, HostComputeNamespace
-from uvm.schema.requests import (
-    CONTAINER_DIRECTORIES,
-    CONTAINER_MEMORY,
-    CONTAINER_PROCESSOR,
-    NetworkModifyRequest,
-    RS4NetworkModifyRequest,
-)
 
 #: Of the guest paths of volumes, in lower case, what is before their GUID.
 _VOLUME: Final = "\\\\?\\volume{"
@@ -55,8 +42,8 @@ class WindowsGuest(FakeGuest):
 
     namespaces: dict[str, JSON] = field(factory=dict, init=False)
     adapters: dict[str, tuple[HostComputeEndpoint, bool]] = field(factory=dict, init=False)
-    addresses: HvSocketAddress | None = field(default=None, init=False)
-    volumes: dict[str, tuple[CWCOWBlockCIMMounts, tuple[Disk, ...]]] = field(factory=dict, init=False)
+    addresses: guest.HvSocketAddress | None = field(default=None, init=False)
+    volumes: dict[str, tuple[guest.CWCOWBlockCIMMounts, tuple[Disk, ...]]] = field(factory=dict, init=False)
     directories: dict[str, dict[str, MappedDirectory]] = field(factory=dict, init=False)
 
     os: ClassVar[GuestOS] = "windows"
@@ -88,7 +75,7 @@ class WindowsGuest(FakeGuest):
 
     def _mapped_virtual_disk(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
-        wanted = request.parse(WCOWMappedVirtualDisk)
+        wanted = request.parse(guest.WCOWMappedVirtualDisk)
         disk = self._disk_at(request, wanted.lun)
         if request.action == "Remove":
             self.unmount(request, wanted.container_path, disk)
@@ -107,15 +94,15 @@ class WindowsGuest(FakeGuest):
         self.mount(request, Mount(wanted.container_path, "directory", share, wanted.read_only))
 
     def _combined_layers(self, request: GuestRequest) -> None:
-        self._combine(request, request.parse(WCOWCombinedLayers))
+        self._combine(request, request.parse(guest.WCOWCombinedLayers))
 
     def _confidential_layers(self, request: GuestRequest) -> None:
-        wanted = request.parse(CWCOWCombinedLayers)
+        wanted = request.parse(guest.CWCOWCombinedLayers)
         if self.isolated:
             check_layers(request, self, wanted)
         self._combine(request, wanted.combined_layers)
 
-    def _combine(self, request: GuestRequest, wanted: WCOWCombinedLayers) -> None:
+    def _combine(self, request: GuestRequest, wanted: guest.WCOWCombinedLayers) -> None:
         request.only("Add", "Remove")
         # The filter lies on the scratch disk at the same path, which can then not be unmounted.
         root = wanted.container_root_path
@@ -165,13 +152,13 @@ class WindowsGuest(FakeGuest):
             case other:
                 raise request.fail(f"the RequestType {other!r} is not supported")
 
-    def _adapter_change(self, request: GuestRequest) -> NetworkModifyRequest:
+    def _adapter_change(self, request: GuestRequest) -> requests.NetworkModifyRequest:
         if isinstance(request.settings, dict) and "AdapterInstanceId" in request.settings:
-            old = request.parse(RS4NetworkModifyRequest)
-            return NetworkModifyRequest(
+            old = request.parse(requests.RS4NetworkModifyRequest)
+            return requests.NetworkModifyRequest(
                 adapter_id=old.adapter_instance_id, request_type=old.request_type, settings=old.settings
             )
-        return request.parse(NetworkModifyRequest)
+        return request.parse(requests.NetworkModifyRequest)
 
     def _announce(self, request: GuestRequest, key: str, settings: Any) -> None:
         endpoint = evolve(request, settings=settings).parse(HostComputeEndpoint)
@@ -198,11 +185,11 @@ class WindowsGuest(FakeGuest):
 
     def _hv_socket(self, request: GuestRequest) -> None:
         request.only("Add", "Update")
-        self.addresses = request.parse(HvSocketAddress)
+        self.addresses = request.parse(guest.HvSocketAddress)
 
     def _block_cims(self, request: GuestRequest) -> None:
         request.only("Add", "Remove")
-        wanted = request.parse(CWCOWBlockCIMMounts)
+        wanted = request.parse(guest.CWCOWBlockCIMMounts)
         if self.isolated:
             check_open(request, self, "CIM mount is denied by policy")
         key = guid_key(wanted.volume_guid)
@@ -259,17 +246,19 @@ class WindowsGuest(FakeGuest):
                 else HResult.ERROR_VMCOMPUTE_INVALID_STATE
             )
             raise request.refuse(code, f"container {container.id} is {container.status}")
-        if request.resource == CONTAINER_DIRECTORIES:
+        if request.resource == requests.CONTAINER_DIRECTORIES:
             self._map_directory(container, request)
             return
         request.only("Update")
         topology = self.tree.topology
-        if request.resource == CONTAINER_MEMORY:
+        if request.resource == requests.CONTAINER_MEMORY:
             check_memory(request, topology.size_in_mb)
-            container.resources[CONTAINER_MEMORY] = request.settings
-        elif request.resource == CONTAINER_PROCESSOR:
+            container.resources[requests.CONTAINER_MEMORY] = request.settings
+        elif request.resource == requests.CONTAINER_PROCESSOR:
             wanted = check_processor(request, topology.processor.count)
-            container.resources.update({f"{CONTAINER_PROCESSOR}/{name}": value for name, value in wanted})
+            container.resources.update(
+                {f"{requests.CONTAINER_PROCESSOR}/{name}": value for name, value in wanted}
+            )
         else:
             raise request.fail(f"unknown resource path {request.resource!r}")
 
