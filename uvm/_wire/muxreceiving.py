@@ -11,19 +11,7 @@ from typing import Final
 from uvm._wire import muxevents, muxframes
 from uvm._wire.channels import Channel, MuxError, Sender
 from uvm._wire.muxevents import Event
-from uvm._wire.muxframes import (
-    HEADER,
-    HEADER_SIZE,
-    MAX_CHANNELS,
-    MAX_OFFSET,
-    MAX_PAYLOAD,
-    STATE_SIZE,
-    Hello,
-    State,
-    Welcome,
-    find_hello,
-    find_welcome,
-)
+from uvm._wire.muxframes import HEADER, HEADER_SIZE, MAX_OFFSET, MAX_PAYLOAD, STATE_SIZE
 from uvm._wire.muxsending import Sending
 
 #: How many frames :meth:`Receiving.received` handles before its caller may do something else.
@@ -97,14 +85,14 @@ class Receiving(Sending):
         """Look for the other end's greeting; return whether it has come."""
         come = bytearray(self._inbox[self._start : self._stop])
         if self.guest:
-            if hello := find_hello(come):
+            if hello := muxframes.find_hello(come):
                 self._meet_host(hello, events)
-        elif welcome := find_welcome(come, self._nonce):
+        elif welcome := muxframes.find_welcome(come, self._nonce):
             self._meet_guest(welcome, events)
         self._start = self._stop - len(come)
         return self.synchronised
 
-    def _meet_host(self, hello: Hello, events: list[Event]) -> None:
+    def _meet_host(self, hello: muxframes.Hello, events: list[Event]) -> None:
         """Open all channels again, where the host is to go on."""
         nonce, session, last_id, known = hello
         resumed = session == self._session
@@ -126,9 +114,9 @@ class Receiving(Sending):
         self._welcome = (nonce, resumed)
         self.synchronised = True
 
-    def _meet_guest(self, welcome: Welcome, events: list[Event]) -> None:
+    def _meet_guest(self, welcome: muxframes.Welcome, events: list[Event]) -> None:
         """Await the channels that the guest opens again."""
-        if welcome.channels > MAX_CHANNELS:
+        if welcome.channels > muxframes.MAX_CHANNELS:
             raise MuxError(f"the guest has {welcome.channels} connections")
         self._reopening = welcome.channels
         events.append(muxevents.Greeted(welcome.resumed))
@@ -273,7 +261,7 @@ class Receiving(Sending):
         self._settle(channel)
 
     def _take_open(self, channel_id: int, window: int, port: int, body: bytes, events: list[Event]) -> None:
-        state = State.decode(body)
+        state = muxframes.State.decode(body)
         if state is None:
             raise MuxError(f"connection {channel_id} is opened in a state that cannot be")
         reopening, self._reopening = self._reopening > 0, max(0, self._reopening - 1)
@@ -284,7 +272,7 @@ class Receiving(Sending):
             raise MuxError(f"connection {channel_id} is opened again")
         else:
             self._last_id = channel_id
-            if len(self.channels) < MAX_CHANNELS and (port in self.listening or reopening):
+            if len(self.channels) < muxframes.MAX_CHANNELS and (port in self.listening or reopening):
                 events.append(muxevents.Opened(self._accept(channel_id, window, port, state)))
             else:
                 self._refuse(channel_id)
@@ -292,11 +280,11 @@ class Receiving(Sending):
             self._forget_unseen(events)
 
     def _refuse(self, channel_id: int) -> None:
-        if len(self._resets) >= MAX_CHANNELS:
-            raise MuxError(f"more than {MAX_CHANNELS} connections were opened that are refused")
+        if len(self._resets) >= muxframes.MAX_CHANNELS:
+            raise MuxError(f"more than {muxframes.MAX_CHANNELS} connections were opened that are refused")
         self._resets.append(channel_id)
 
-    def _accept(self, channel_id: int, window: int, port: int, state: State) -> Channel:
+    def _accept(self, channel_id: int, window: int, port: int, state: muxframes.State) -> Channel:
         sender = Sender(state.received - state.host_ended)
         sender.ended, sender.next = state.host_ended, state.received
         sender.acknowledge(state.consumed)
@@ -309,7 +297,7 @@ class Receiving(Sending):
         self._queue(channel)
         return channel
 
-    def _resume(self, channel: Channel, state: State, window: int) -> None:
+    def _resume(self, channel: Channel, state: muxframes.State, window: int) -> None:
         sender = channel.sender
         sender.acknowledge(state.consumed)
         sender.rewind(state.received)

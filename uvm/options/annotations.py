@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, TypeVar, overload
 from attrs import frozen
 
 from uvm._arguments import kind_of
-from uvm._checks import U64, similar
+from uvm._checks import U64, checked, choice, similar
 from uvm._log import Log
 from uvm._names import GuestOS
 from uvm._repr import printed
@@ -311,8 +311,7 @@ def options_from_annotations(
     :raises OptionsError: a value is not written as it has to be, contradicts another, is not supported, or
         has no effect beside the others; the annotation is named.
     """
-    if os not in ("linux", "windows"):
-        raise OptionsError(f"the guest's operating system is 'linux' or 'windows', not {os!r}")
+    checked(os, choice("linux", "windows"), "the guest's operating system")
     guest: GuestOS = "linux" if os == "linux" else "windows"
     given = values.checked_annotations(annotations)
     _report(guest, given)

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 import attrs
 
-from uvm._checks import HCSSHIM, INVERTED, whole
+from uvm._checks import HCSSHIM, INVERTED, checked, choice, whole
 from uvm.errors import OptionsError
 from uvm.options.common import HvSocketService
 from uvm.options.lcow import LCOWOptions, PCIDevice
@@ -42,8 +42,7 @@ def from_hcsshim(
     :param os: ``"linux"`` or ``"windows"``.
     :raises OptionsError: a field that hcsshim does not have, or a value that is refused.
     """
-    if os not in ("linux", "windows"):
-        raise OptionsError(f"the guest's operating system is 'linux' or 'windows', not {os!r}")
+    checked(os, choice("linux", "windows"), "the guest's operating system")
     cls = LCOWOptions if os == "linux" else WCOWOptions
     given = {"id": id, "owner": owner, **_arguments(cls, options)}
     if cls is WCOWOptions:
