@@ -57,7 +57,7 @@ def test_what_cannot_run_is_said_in_one_line(arguments: tuple[str, ...], run: Ru
         ["document", NO_TEXT],
         ["pod", "."],
         ["replay", "."],
-        ["init", "/dev/null/x"],
+        ["init", str(LCOW / "below-a-file")],
         ["ps", "--backend", NO_TEXT],
     ],
     ids=" ".join,
