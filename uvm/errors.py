@@ -8,9 +8,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import FunctionType
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 
+from uvm._errorroot import E, UVMError, WireError, copied
 from uvm.hresult import HResult, hresult, hresult_name
 
 __all__ = [
@@ -48,77 +48,6 @@ __all__ = [
 ]
 
 
-E = TypeVar("E", bound=BaseException)
-
-
-class UVMError(Exception):
-    """The root of all errors that uvm raises.
-
-    All of them can be pickled and copied, with their fields, notes and cause; they compare by identity. A
-    cause, or a part of a group, that cannot be pickled itself is replaced by an exception that says what it
-    was.
-    """
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        make, (cls, args), state = _reduced(self)
-        state["__cause__"] = _travelling(state["__cause__"], protocol)
-        if isinstance(self, ExceptionGroup):
-            args = (args[0], [_travelling(part, protocol) for part in self.exceptions])
-        return make, (cls, args), state
-
-    def __copy__(self) -> UVMError:
-        return _copied(self)
-
-
-def _travelling(error: BaseException | None, protocol: int) -> BaseException | None:
-    """Return an exception that can be pickled, or else one that says what it was."""
-    if error is None or isinstance(error, UVMError):
-        return error
-    # They take long to load, and a guest never needs them.
-    import pickle
-    import traceback
-
-    try:
-        pickle.loads(pickle.dumps(error, protocol))
-    except Exception:
-        # Whatever it is made of, and however it fails: it is no reason to lose the error that it caused.
-        said = traceback.format_exception_only(error)
-        return Exception("".join(said).strip())
-    return error
-
-
-def _copied(error: E) -> E:
-    make, of, state = _reduced(error)
-    copy: E = make(*of)
-    copy.__setstate__(state)
-    return copy
-
-
-def _reduced(error: E) -> tuple[Any, tuple[type[E], Any], dict[str, Any]]:
-    """Return of what an exception is made again, as ``__reduce__`` does: its message is not built anew."""
-    # An OSError has more than its `args` say: the file.
-    base = OSError if isinstance(error, OSError) else BaseException
-    state = {
-        **error.__dict__,
-        "__cause__": error.__cause__,
-        "__suppress_context__": error.__suppress_context__,
-    }
-    if "__notes__" in state:
-        state["__notes__"] = list(state["__notes__"])
-    args: Any = base.__reduce__(error)[1]
-    return _remade, (type(error), args), state
-
-
-def _remade(cls: type[E], args: tuple[Any, ...]) -> E:
-    # Without an `__init__` of Python, which takes what the message is built of; Python's own sets more than
-    # `args`. An OSError leaves its `args` to that.
-    error = cls.__new__(cls, *args)
-    if not isinstance(cls.__init__, FunctionType):
-        cls.__init__(error, *args)
-    error.args = error.args or args
-    return error
-
-
 def is_refusal(error: BaseException) -> bool:
     """Return whether an exception says that nothing was changed."""
     # A closed bridge says by its kind whether the request had been sent.
@@ -127,7 +56,7 @@ def is_refusal(error: BaseException) -> bool:
 
 def own(error: E) -> E:
     """Return a copy of an exception for one caller of several, with the original as its cause."""
-    copy = _copied(error)
+    copy = copied(error)
     copy.__cause__ = error
     return copy
 
@@ -170,10 +99,6 @@ class OutputLimitError(ProcessError):
 
 class ProcessTimeoutError(ProcessError, TimeoutError):
     """A process ran longer than the caller allows, and was killed."""
-
-
-class WireError(UVMError, ValueError):
-    """The other end sent bytes that are no message of the protocol, or none that is allowed now."""
 
 
 class GuestFileError(UVMError):

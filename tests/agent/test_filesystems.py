@@ -200,7 +200,7 @@ def test_a_file_system_that_cannot_be_made_is_refused(
 ) -> None:
     device, program = tmp_path / "device", tmp_path / "mkfs.ext4"
     device.write_bytes(bytes(4096))
-    monkeypatch.setattr(filesystems, "_PROGRAMS", str(tmp_path))
+    monkeypatch.setattr(filesystems, "_PROGRAMS", (str(tmp_path),))
     with pytest.raises(Refused, match=r"executable file not found in \$PATH"):
         files.ensure(str(device), "ext4")
     program.write_text("#!/bin/sh\nexit 1\n")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from uvm.errors import WireError
+from uvm._errorroot import WireError
 
 Buffer = bytes | bytearray | memoryview
 

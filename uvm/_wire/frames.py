@@ -36,8 +36,7 @@ from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import Any, Final, NamedTuple, NoReturn
 
-from uvm._arguments import kind_of
-from uvm.errors import WireError
+from uvm._errorroot import WireError
 
 #: The largest message that a host accepts, header included (hcsshim's ``MaxMsgSize``).
 MAX_MESSAGE_SIZE: Final = 0x10000
@@ -166,7 +165,7 @@ def parse(payload: bytes) -> dict[str, Any]:
         # Without the cause, which holds the whole text: it may be secret.
         raise WireError(f"the body of a message is not JSON: {_reason(e)}") from None
     if body.__class__ is not dict:
-        raise WireError(f"the body of a message is {kind_of(body)}, not an object")
+        raise WireError(f"the body of a message is {type(body).__name__}, not an object")
     # Few brackets cannot nest deeply, and counting them is cheap.
     if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH:
         _check_depth(body)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from uvm._errorroot import WireError
 from uvm._wire.frames import GuestSide, Kind, Procedure, encode
 from uvm.agent.connection import Receiver
 from uvm.agent.logs import Log
@@ -20,7 +21,6 @@ from uvm.agent.port import MuxConnection, Port
 from uvm.agent.refused import coded
 from uvm.agent.requests import JSON, Request
 from uvm.agent.service import Service, unknown_message
-from uvm.errors import WireError
 from uvm.hresult import HResult
 
 VERSION: Final = 4

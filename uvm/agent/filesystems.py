@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -73,7 +72,7 @@ _MAKERS: Final = {
     "ext4": (("mkfs.ext4", "-q", "-F"), ("mke2fs", "-F")),
     "xfs": (("mkfs.xfs", "-q", "-f"),),
 }
-_PROGRAMS: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+_PROGRAMS: Final = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _FORMAT_SECONDS: Final = 120.0
 
 #: How many mounts over each other are unmounted at once, as in hcsshim.
@@ -155,13 +154,12 @@ class Filesystems:
             return
         if kind not in _MAKERS:
             raise Refused(f"unsupported filesystem {kind} requested for device")
-        found = [each for each in _MAKERS[kind] if shutil.which(each[0], path=_PROGRAMS)]
+        found = [(path, each) for each in _MAKERS[kind] if (path := _program(each[0]))]
         if not found:
             raise Refused(f'{kind} format: exec: "mkfs.{kind}": executable file not found in $PATH')
-        name, *options = found[0]
+        path, (name, *options) = found[0]
         try:
-            command = [shutil.which(name, path=_PROGRAMS) or name, *options, device]
-            self._killable("run", command, seconds=_FORMAT_SECONDS)
+            self._killable("run", [path, *options, device], seconds=_FORMAT_SECONDS)
         except OSError as error:
             raise Refused(f"{kind} format: {name} failed to format {device}: {reason(error)}") from None
 
@@ -215,6 +213,11 @@ def _unmount_all(target: str) -> None:
 def _run(command: list[str]) -> None:
     if os.spawnv(os.P_WAIT, command[0], command):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _program(name: str) -> str | None:
+    paths = (f"{directory}/{name}" for directory in _PROGRAMS)
+    return next((path for path in paths if os.access(path, os.X_OK)), None)
 
 
 def make_directory(path: str, mode: int) -> bool:

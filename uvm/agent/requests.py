@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+from uvm._errorroot import WireError
 from uvm._wire.frames import parse
 from uvm.agent.refused import Refused, coded
 from uvm.agent.settings import Settings
-from uvm.errors import WireError
 from uvm.hresult import HResult
 
 JSON: TypeAlias = dict[str, Any]

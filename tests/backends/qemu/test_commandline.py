@@ -61,8 +61,8 @@ def test_a_default_vm_is_a_q35_without_default_devices_that_boots_the_image_paus
     assert values(arguments, "-uuid") == [LAUNCH.runtime_id]
 
 
-def test_emulation_has_all_that_qemu_emulates_and_kvm_the_hosts_processor() -> None:
-    assert (values(line(), "-accel"), values(line(), "-cpu")) == (["tcg"], ["max"])
+def test_emulation_has_what_qemu_emulates_well_and_kvm_the_hosts_processor() -> None:
+    assert (values(line(), "-accel"), values(line(), "-cpu")) == (["tcg"], ["max,erms=off,fsrm=off"])
     kvm = line(acceleration="kvm")
     assert (values(kvm, "-accel"), values(kvm, "-cpu")) == (["kvm"], ["host"])
 
@@ -149,6 +149,11 @@ def test_arguments_after_two_dashes_at_the_end_are_none() -> None:
 
 def test_a_kernel_that_a_busy_machine_does_not_run_in_time_does_not_panic() -> None:
     assert "no_timer_check" in kernel_arguments("quiet").split()
+
+
+def test_a_boot_does_not_test_ciphers_unless_fips_asks_for_that() -> None:
+    assert "cryptomgr.notests" in kernel_arguments("quiet").split()
+    assert not {word for word in kernel_arguments("quiet fips=1").split() if "crypt" in word}
 
 
 def test_the_console_is_a_ring_or_the_socket_that_the_document_names() -> None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
@@ -389,9 +388,12 @@ class Containers:
         there = deepest_mount(container.directories)
         if there is not None:
             raise Refused(f"unlinkat {there}: device or resource busy")
+        # It takes long to load, and no boot needs it.
+        from shutil import rmtree
+
         for directory in container.directories:
             with suppress(FileNotFoundError):
-                shutil.rmtree(directory)
+                rmtree(directory)
 
 
 def _specification(config: Settings) -> JSON:

@@ -40,7 +40,7 @@ from attrs import asdict, define, field, frozen
 
 from uvm._repr import Value, showing
 from uvm.backend import JSON
-from uvm.backends.qemu.commandline import Acceleration
+from uvm.backends.qemu.commandline import PROCESSORS, Acceleration
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.frozen import FrozenDisks
 from uvm.backends.qemu.guestimage.sources import sha256_of
@@ -220,7 +220,7 @@ async def build_of(vm: Monitor, boot: Boot, qemu: JSON, devices: DeviceTree) -> 
         qemu=json.dumps(qemu, sort_keys=True),
         machine=named,
         acceleration=boot.acceleration,
-        cpu=host_processor() if boot.acceleration == "kvm" else "max",
+        cpu=host_processor() if boot.acceleration == "kvm" else PROCESSORS[boot.acceleration],
         kernel=digest,
         memory_mb=devices.topology.memory.size_in_mb,
         processors=devices.topology.processor.count,
