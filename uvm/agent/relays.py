@@ -21,7 +21,8 @@ from typing import Final
 from uvm.agent.connection import Connection, Receiver
 from uvm.agent.loop import READ, WRITE, Loop
 
-_CHUNK: Final = 1 << 17
+#: What is read and written at once, and what a pipe holds: calls cost a guest more than their bytes do.
+PIPE_BYTES: Final = 1 << 18
 
 
 class Descriptor:
@@ -97,7 +98,7 @@ class Output(Receiver):
             self._source.wait(read=self._read)
 
     def _read(self) -> None:
-        room = _CHUNK if self._connection is None else min(_CHUNK, self._connection.room)
+        room = PIPE_BYTES if self._connection is None else min(PIPE_BYTES, self._connection.room)
         if not room:
             self._source.stop(read=True)
             if self._connection is not None:
@@ -157,9 +158,16 @@ class Input(Receiver):
         if self._done:
             self._connection.consumed(len(data))
             return
-        self._pending += data
-        if len(self._pending) == len(data):
-            self._write()
+        if self._pending:
+            self._pending += data
+            return
+        # Most is taken at once, and copied nowhere.
+        taken = self._put(data)
+        if taken is None:
+            self.end()
+        elif taken < len(data):
+            self._pending += memoryview(data)[taken:]
+            self._target.wait(write=self._write)
 
     def ended(self) -> None:
         """Close the pipe when all is written."""
@@ -177,18 +185,26 @@ class Input(Receiver):
             self._connection.close()
             self._finish()
 
-    def _write(self) -> None:
+    def _put(self, data: bytes | memoryview) -> int | None:
+        """Return how much the process has taken; None if it takes no more."""
         try:
-            while self._pending:
-                size = os.write(self._target.fd, memoryview(self._pending)[:_CHUNK])
-                del self._pending[:size]
-                self._connection.consumed(size)
+            size = os.write(self._target.fd, data)
         except BlockingIOError:
-            self._target.wait(write=self._write)
-            return
+            return 0
         except OSError:
-            self.end()
-            return
+            return None
+        self._connection.consumed(size)
+        return size
+
+    def _write(self) -> None:
+        while self._pending:
+            taken = self._put(memoryview(self._pending)[:PIPE_BYTES])
+            if taken is None:
+                self.end()
+                return
+            if not taken:
+                return
+            del self._pending[:taken]
         self._target.stop(write=True)
         if self._host_ended:
             self._end_of_input()

@@ -12,6 +12,7 @@ Source: hcsshim internal/guest/stdio/stdio.go.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -23,7 +24,7 @@ from typing import Final, TypeAlias
 from uvm.agent.connection import Connection, Dialer, Receiver
 from uvm.agent.loop import Loop
 from uvm.agent.refused import Refused
-from uvm.agent.relays import Descriptor, Input, Output
+from uvm.agent.relays import PIPE_BYTES, Descriptor, Input, Output
 from uvm.agent.requests import Request
 from uvm.agent.settings import Settings
 
@@ -201,6 +202,9 @@ def pipes(wanted: Collection[str]) -> tuple[Child, Streams]:
             child.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             continue
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        # A user who has many pipes gets no larger ones.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         ours[name], its = (writer, reader) if name == "StdIn" else (reader, writer)
         child.append(its)
     return (child[0], child[1], child[2]), Streams(ours)
