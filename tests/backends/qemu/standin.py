@@ -120,6 +120,7 @@ class StandIn(Process):
         self._over = Flag()
         self._code = 0
         self._fdsets = 0
+        self._migrated = False
         self._pauses_at_shutdown = True
         self._unwritten = bytearray()
         self._changed = Line()
@@ -262,6 +263,7 @@ class StandIn(Process):
 
     def _cont(self) -> JSON:
         vm = self.fake.vms["guest"]
+        self._migrated = False
         if vm.state == "Created":
             vm.start()
         elif vm.state == "Paused":
@@ -333,7 +335,8 @@ class StandIn(Process):
 
     def _query_status(self) -> JSON:
         state = self.fake.vms["guest"].state
-        return {"status": {"Created": "prelaunch", "Paused": "paused"}.get(state, "running")}
+        paused = "postmigrate" if self._migrated else "paused"
+        return {"status": {"Created": "prelaunch", "Paused": paused}.get(state, "running")}
 
     def _qom_list(self, path: str) -> list[JSON]:
         return [{"name": name, "type": "child<device>"} for name in self.machine.devices]
@@ -361,7 +364,11 @@ class StandIn(Process):
     def _migrate_set_parameters(self, max_bandwidth: int) -> JSON:
         return {}
 
+    def _closefd(self, fdname: str) -> JSON:
+        return {}
+
     def _migrate(self, uri: str) -> JSON:
+        self._migrated = True
         return {}
 
     def _migrate_incoming(self, uri: str) -> JSON:

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.backends.qemu.standin import LostAnswer, StandIn, StandInBackend, StandInLauncher
+from tests.backends.qemu.standin import LostAnswer, Refusal, StandIn, StandInBackend, StandInLauncher
 from tests.backends.qemu.test_runtime import CLAIMS
 from tests.descriptors import descriptors
 from uvm._wire.ports import vsock_service_id
@@ -481,6 +481,54 @@ async def test_a_boot_file_that_goes_as_the_vm_is_created_is_said_to_be_missing(
         monkeypatch.setattr(backend, "_choose_user", choose)
         with pytest.raises(HostError, match=r"create vm1: ERROR_FILE_NOT_FOUND.*vmlinux"):
             await backend.create("vm1", document(kernel))
+        assert left(tmp_path) == []
+
+
+async def test_a_paused_vm_is_saved_once_and_again_after_it_was_resumed(tmp_path: Path, kernel: str) -> None:
+    path = tmp_path / "state"
+    save = {"SaveType": "ToFile", "SaveStateFilePath": str(path)}
+    async with running(tmp_path, kernel) as (system, _):
+        for _ in range(2):
+            await system.pause()
+            await system.save(save)
+            with pytest.raises(HostError, match=r"HCS_E_INVALID_STATE.*resume it, and pause it again"):
+                await system.save({**save, "SaveStateFilePath": f"{path}2"})
+            assert (await system.properties())["State"] == "Paused"
+            await system.resume()
+    assert [name for name in os.listdir(tmp_path) if name.startswith("state")] == ["state"]
+
+
+async def test_a_save_that_qemu_refuses_leaves_no_file_open_there(tmp_path: Path, kernel: str) -> None:
+    async def refuse(name: str, arguments: JSON) -> None:
+        if name == "migrate":
+            raise Refusal("GenericError", "Migration is disabled")
+
+    async with running(tmp_path, kernel) as (system, child):
+        await system.pause()
+        child.disturb = refuse
+        with pytest.raises(HostError, match=r"save vm1: E_FAIL .*: migrate: Migration is disabled"):
+            await system.save({"SaveType": "ToFile", "SaveStateFilePath": str(tmp_path / "state")})
+        assert child.commands[-1] == "closefd"
+
+
+async def test_a_state_that_ends_qemu_is_said_to_be_damaged_with_its_last_words(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvm.backends.qemu.vm.open_saved", lambda *_: os.open(kernel, os.O_RDONLY))
+    async with entered(tmp_path) as backend:
+
+        def end_as_it_loads(child: StandIn) -> None:
+            async def end(name: str, arguments: JSON) -> None:
+                if name == "migrate-incoming":
+                    child.end(1, "load of migration failed: Invalid argument")
+                    raise LostAnswer
+
+            child.disturb = end
+
+        backend.launcher.prepare = end_as_it_loads
+        with pytest.raises(HostError, match=r"restore /state: ERROR_INVALID_DATA .*load of migration failed"):
+            await backend.create("vm1", document(kernel, RestoreState={"SaveStateFilePath": "/state"}))
+        assert await backend.enumerate() == []
         assert left(tmp_path) == []
 
 

@@ -291,22 +291,26 @@ async def restore(vm: Monitor, fd: int, *, without_memory: bool) -> None:
 
     :raises HostError: QEMU refuses it, or does not know what to do with it.
     """
-    operation = f"restore {vm.id}"
-    await _prepare(vm, operation, fd, without_memory=without_memory)
-    await vm.ask(operation, "migrate-incoming", {"uri": f"fd:{_FD}"})
-    await _until_not(vm, operation, "query-status", "inmigrate")
+    await _prepare(vm, "restore", fd, without_memory=without_memory)
+    await vm.ask("restore", "migrate-incoming", {"uri": f"fd:{_FD}"})
+    await _until_not(vm, "restore", "query-status", "inmigrate")
 
 
 async def _save(vm: Monitor, fd: int, *, without_memory: bool) -> None:
-    operation = f"save {vm.id}"
-    await _prepare(vm, operation, fd, without_memory=without_memory)
-    # It would save slowly, for a network's sake.
-    await vm.ask(operation, "migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
-    await vm.ask(operation, "migrate", {"uri": f"fd:{_FD}"})
-    found = await _until_not(vm, operation, "query-migrate", "setup", "active", "device")
+    try:
+        await _prepare(vm, "save", fd, without_memory=without_memory)
+        # It would save slowly, for a network's sake.
+        await vm.ask("save", "migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
+        await vm.ask("save", "migrate", {"uri": f"fd:{_FD}"})
+    except HostError:
+        # QEMU would keep it open.
+        with suppress(HostError):
+            await vm.ask("save", "closefd", {"fdname": _FD})
+        raise
+    found = await _until_not(vm, "save", "query-migrate", "setup", "active", "device")
     if found.get("status") != "completed":
         text = str(found.get("error-desc", "QEMU does not say why"))
-        raise HostError(operation, HResult.E_FAIL, text)
+        raise HostError(f"save {vm.id}", HResult.E_FAIL, text)
 
 
 async def _until_not(vm: Monitor, operation: str, command: str, *statuses: str) -> JSON:

@@ -59,8 +59,10 @@ _log = Log("uvm")
 
 State = Literal["Created", "Running", "Paused", "SavedAsTemplate", "Stopped"]
 
+#: QEMU's state of a VM that was saved since it was paused.
+_SAVED: Final = "postmigrate"
 #: The states of VMs by QEMU's.
-_STATES: Final[dict[str, State]] = {"prelaunch": "Created", "paused": "Paused"}
+_STATES: Final[dict[str, State]] = {"prelaunch": "Created", "paused": "Paused", _SAVED: "Paused"}
 #: The events of guests that ended while no process had the VM, by QEMU's states.
 _GUEST_ENDS: Final[dict[str, tuple[str, JSON]]] = {
     "shutdown": ("SHUTDOWN", {"reason": "guest-shutdown"}),
@@ -252,12 +254,15 @@ class VM:
         self.require("save", "SavedAsTemplate")
 
     async def save_to_file(self, path: str) -> None:
-        """Save the VM, which stays paused, with its memory to a file.
+        """Save the VM, which stays paused, with its memory to a file; once, until it is resumed.
 
         :raises HostError: as of :meth:`save_template`; or the file cannot be written.
         """
         self.require("save", "Paused")
         check_saveable(self.monitor, self.devices)
+        if (await self.monitor.ask("save", "query-status"))["status"] == _SAVED:
+            text = "QEMU saves a paused VM once, and has saved it; resume it, and pause it again"
+            raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, text)
         await save_to_file(self.monitor, path, await self._build())
 
     async def restore(self, template: SavedVM) -> None:
@@ -276,11 +281,18 @@ class VM:
     async def restore_from_file(self, path: str) -> None:
         """Load a saved state with its memory, before the start.
 
-        :raises HostError: the file is none, does not fit, or is not this user's alone.
+        :raises HostError: the file is none, does not fit, is not this user's alone, or cannot be loaded.
         """
         fd = await finish(open_saved, path, await self._build(), undo=os.close)
         try:
             await restore(self.monitor, fd, without_memory=False)
+        except HostError as error:
+            if not self.monitor.qmp.closed:
+                raise
+            await self.wait()
+            said = self.lifetime.process.last_words or "it said nothing"
+            text = f"QEMU cannot load it, and has ended: {said}; it is damaged or cut short; save it again"
+            raise HostError(f"restore {path}", HResult.ERROR_INVALID_DATA, text) from error
         finally:
             os.close(fd)
 
