@@ -253,7 +253,7 @@ async def test_whatever_fails_of_a_boot_is_known_long_before_the_guest_is_given_
             # Of a log that the guest does not forward, the boot goes on.
             with suppress(uvm.UVMError):
                 await vm.start()
-        assert anyio.current_time() - began <= NO_REDIALS.vm_exit_seconds
+        assert anyio.current_time() - began < 2 * NO_REDIALS.vm_exit_seconds
         assert backend.leftovers() == []
 
 
