@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 _VALUES = ("--root", "--log", "--log-format", "--bundle", "--pid-file", "--console-socket", "--process")
 _TAKES = (*_VALUES, "--resources")
@@ -55,14 +55,14 @@ def _create(options: dict[str, str], state: str) -> None:
         raise
     with open(f"{state}/pid", "w") as file:
         file.write(str(pid))
+    if spec.get("hostname") == "fails-late":
+        _fail(options, "it failed late")
 
 
 def _start(options: dict[str, str], process: Any, gate: str | None) -> int:
     """Start a process, which becomes a child of whoever reaps, and waits at a gate if there is one."""
     if shutil.which(process["args"][0]) is None:
-        with open(options["--log"], "w") as file:
-            json.dump({"level": "error", "msg": f"{process['args'][0]}: no such program"}, file)
-        raise SystemExit(1)
+        _fail(options, f"{process['args'][0]}: no such program")
     master, slave = os.openpty() if process.get("terminal") else (-1, -1)
     pid = os.fork()
     if not pid:
@@ -79,6 +79,12 @@ def _start(options: dict[str, str], process: Any, gate: str | None) -> int:
     with open(options["--pid-file"], "w") as file:
         file.write(str(pid))
     return pid
+
+
+def _fail(options: dict[str, str], message: str) -> NoReturn:
+    with open(options["--log"], "w") as file:
+        json.dump({"level": "error", "msg": message}, file)
+    raise SystemExit(1)
 
 
 def _delete(state: str) -> None:

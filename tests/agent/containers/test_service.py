@@ -300,6 +300,17 @@ def test_an_id_that_a_runtime_would_take_for_an_option_is_refused(rig: Rig) -> N
     assert refused == (HResult.E_INVALIDARG, "HRESULT 0x80070057: invalid container ID")
 
 
+def test_one_that_the_runtime_cannot_finish_leaves_no_state_and_no_process(rig: Rig) -> None:
+    config = rig.config(process={"args": ["sleep", "1000"]}, hostname="fails-late")
+    refused = rig.refusal(Procedure.CREATE, ContainerConfig=config)
+    assert refused == (
+        HResult.E_FAIL,
+        "failed to create container: crun create failed: it failed late",
+    )
+    rig.create("true")
+    assert rig.wait(rig.start()) == 0
+
+
 def test_a_network_namespace_is_assigned_to_one_container_at_a_time(rig: Rig) -> None:
     named = {"windows": {"network": {"networkNamespace": "N"}}}
     rig.ask(Procedure.CREATE, "a", ContainerConfig=rig.config("a", **named))

@@ -193,12 +193,18 @@ class Containers:
 
     def _make_process(self, container: Container) -> tuple[int, Streams]:
         make, make_with_terminal = self._commands.create, self._commands.create_with_terminal
-        return _start(
-            container.spec["process"],
-            NAMES,
-            partial(make, container.id, container.bundle),
-            partial(make_with_terminal, container.id, container.bundle),
-        )
+        try:
+            return _start(
+                container.spec["process"],
+                NAMES,
+                partial(make, container.id, container.bundle),
+                partial(make_with_terminal, container.id, container.bundle),
+            )
+        except BaseException:
+            # A runtime that fails late, or is killed, leaves its state, and maybe a process.
+            with suppress(Refused):
+                self._commands.delete(container.id)
+            raise
 
     def _assign_network(self, container: Container, pid: int) -> None:
         if container.role is not Role.WORKLOAD and not bundle.in_host_network(container.spec):
