@@ -161,3 +161,12 @@ async def test_a_vm_that_is_awaited_names_what_may_be_awaited() -> None:
 def test_a_rule_for_calls_to_what_is_not_there_names_what_is() -> None:
     with pytest.raises(uvm.OptionsError, match="to must be one or several of grant, revoke, host, guest, "):
         uvm.FakeBackend().faults.refuse("E_FAIL", to="hots")  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_text_in_place_of_what_is_wanted_is_answered_with_that() -> None:
+    async with uvm.start_vm(uvm.LCOWOptions(), backend="fake") as vm:
+        with pytest.raises(uvm.OptionsError, match=r"mount must be a Mount\(guest_path=\.\.\.\), not '/mnt'"):
+            await vm.scsi.attach("C:\\disk.vhdx", mount="/mnt")  # type: ignore[arg-type]
+        with pytest.raises(uvm.OptionsError, match="is bytes, not a str"):
+            await vm.files.write("/note", "text")  # type: ignore[arg-type]

@@ -155,7 +155,9 @@ class ScsiBus(Bus):
         type, read_only = member_of(DiskType, type, "type"), checked(read_only, flag, "read_only")
         grant_access = grant_of(grant_access, read_only=read_only)
         if not isinstance(mount, Mount | None):
-            raise OptionsError(f"{path} was not attached: mount is a Mount, not {mount!r}")
+            raise OptionsError(
+                f"{path} was not attached: mount must be a Mount(guest_path=...), not {mount!r}"
+            )
         named, evd_type = await self._named(path, type)
         key = DiskKey(named.key, type, evd_type, read_only)
         claims = [on_host(named.key)]

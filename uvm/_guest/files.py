@@ -16,6 +16,7 @@ from typing import Final, TypeAlias, TypeVarTuple
 import anyio
 import anyio.to_thread
 
+from uvm._arguments import kind_of
 from uvm._checks import U64, checked, flag, text, whole
 from uvm._guest.programs import GuestFile, LinuxPrograms, ProgramHost, Programs, WindowsPrograms
 from uvm._guest.tar import END, filling, header
@@ -62,7 +63,7 @@ class GuestFiles(Bound):
         :raises GuestFileError: it cannot be written.
         """
         if not isinstance(data, bytes | bytearray | memoryview):
-            raise OptionsError("what is written to a file of a guest is bytes")
+            raise OptionsError(f"what is written to a file of a guest is bytes, not {kind_of(data)}")
         checked(mode, whole(0o7777), "mode")
         directory, name = self._programs.split(path)
         content = bytes(data)
