@@ -1,12 +1,12 @@
 """The cases that a call of the public API is put through, whatever it does.
 
 Each of its requests is spoilt in each way on asyncio, over our own connection, in the call that makes it.
-Requests of one kind pass through the same code, whatever is asked: the last one of each kind stands for all
-over HCS's connection, and in a call that only makes another one of the table, over our own. A call that
-asks the host for the same over both connections, and the guest for nothing, has its cases over our own.
-What becomes of a request is handled above the loop, which only wakes the task: on trio the last request of
-a call stands for all, and no call is made after the exit. A call is cancelled at each of its checkpoints on
-both.
+Requests of one kind pass through the same code, whatever is asked: over HCS's connection, and in a call
+that only makes another one of the table, the last one of each kind stands for all, and no call is made
+after an exit that is known. A call that only makes another one has its cases over our own connection alone,
+and so has one that asks the host for the same over both, and the guest for nothing. What becomes of a
+request is handled above the loop, which only wakes the task: on trio the last request of a call stands for
+all, and no call is made after the exit. A call is cancelled at each of its checkpoints on both.
 """
 
 from __future__ import annotations
@@ -244,7 +244,8 @@ class _Examination:
             for when in ("before", "after") if point in last else ("before",):
                 add((f"exit {when} {point}", partial(self._exit_in, when, point)))
         if self.row.vm == "running":
-            for how in () if on_trio else ("noticed", "unnoticed", "closed"):
+            hows = ("noticed", "unnoticed", "closed") if self.whole else ("unnoticed",)
+            for how in () if on_trio else hows:
                 add((f"exit {how}", partial(self._exit_before, how)))
             add(("exit later", self._exit_after))
             if self.row.finish is not None:
