@@ -358,6 +358,9 @@ class StandIn(Process):
     def _getfd(self, fdname: str) -> JSON:
         return {}
 
+    def _migrate_cancel(self) -> JSON:
+        return {}
+
     def _migrate_set_capabilities(self, capabilities: list[JSON]) -> JSON:
         return {}
 

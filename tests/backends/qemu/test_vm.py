@@ -498,6 +498,39 @@ async def test_a_paused_vm_is_saved_once_and_again_after_it_was_resumed(tmp_path
     assert [name for name in os.listdir(tmp_path) if name.startswith("state")] == ["state"]
 
 
+async def test_a_vm_is_resumed_once_it_is_saved_and_at_once_if_that_is_cancelled(
+    tmp_path: Path, kernel: str
+) -> None:
+    save = {"SaveType": "ToFile", "SaveStateFilePath": str(tmp_path / "state")}
+    begun, saved = anyio.Event(), anyio.Event()
+
+    async def hold(name: str, arguments: JSON) -> None:
+        if name == "migrate":
+            begun.set()
+            await saved.wait()
+
+    async with running(tmp_path, kernel) as (system, child):
+        child.disturb = hold
+        for cancelled in (False, True):
+            begun, saved = anyio.Event(), anyio.Event()
+            await system.pause()
+            child.commands.clear()
+            async with anyio.create_task_group() as resuming, anyio.create_task_group() as saving:
+                saving.start_soon(system.save, save)
+                await begun.wait()
+                resuming.start_soon(system.resume)
+                await anyio.wait_all_tasks_blocked()
+                assert "cont" not in child.commands
+                if cancelled:
+                    saving.cancel_scope.cancel()
+                else:
+                    saved.set()
+            after = child.commands.index("cont")
+            assert ("migrate_cancel" in child.commands[:after]) == cancelled
+            assert (await system.properties())["State"] == "Running"
+            saved.set()
+
+
 async def test_a_save_that_qemu_refuses_leaves_no_file_open_there(tmp_path: Path, kernel: str) -> None:
     async def refuse(name: str, arguments: JSON) -> None:
         if name == "migrate":

@@ -62,6 +62,8 @@ _MAGIC: Final = b"uvm-qemu-state-1\n"
 _HEADER_BYTES: Final = 4096
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _UNLIMITED: Final = 1 << 40
+#: What QEMU says as long as it saves.
+_SAVES: Final = ("setup", "active", "device")
 
 
 @showing("fd")
@@ -302,15 +304,23 @@ async def _save(vm: Monitor, fd: int, *, without_memory: bool) -> None:
         # It would save slowly, for a network's sake.
         await vm.ask("save", "migrate-set-parameters", {"max-bandwidth": _UNLIMITED})
         await vm.ask("save", "migrate", {"uri": f"fd:{_FD}"})
-    except HostError:
-        # QEMU would keep it open.
-        with suppress(HostError):
-            await vm.ask("save", "closefd", {"fdname": _FD})
+        found = await _until_not(vm, "save", "query-migrate", *_SAVES)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await _stop_saving(vm)
         raise
-    found = await _until_not(vm, "save", "query-migrate", "setup", "active", "device")
     if found.get("status") != "completed":
         text = str(found.get("error-desc", "QEMU does not say why"))
         raise HostError(f"save {vm.id}", HResult.E_FAIL, text)
+
+
+async def _stop_saving(vm: Monitor) -> None:
+    """Have QEMU save no more, as it would stop the VM at the end of that, and close the file."""
+    with suppress(HostError):
+        await vm.ask("save", "migrate_cancel")
+        await _until_not(vm, "save", "query-migrate", *_SAVES, "cancelling")
+    with suppress(HostError):
+        await vm.ask("save", "closefd", {"fdname": _FD})
 
 
 async def _until_not(vm: Monitor, operation: str, command: str, *statuses: str) -> JSON:

@@ -105,6 +105,7 @@ class VM:
         self.copied_mb: int = copied_mb
         self.image: Hold | None = None
         self.saved: SavedVM | None = None
+        self._saving = anyio.Lock()
         self.handles: int = 0
         self.console: SocketFile | None = None
         self.devices: DeviceTree
@@ -229,10 +230,13 @@ class VM:
         self._become("Paused")
 
     async def resume(self) -> None:
-        """Resume the VM: Paused to Running."""
+        """Resume the VM, once it is saved if it is being saved: Paused to Running."""
         self.require("resume", "Paused")
-        await self.monitor.ask("resume", "cont")
-        self._become("Running")
+        # One that ran meanwhile would be stopped at the end of that.
+        async with self._saving:
+            self.require("resume", "Paused")
+            await self.monitor.ask("resume", "cont")
+            self._become("Running")
 
     async def save_template(self) -> None:
         """Save the VM as a template: Paused to SavedAsTemplate. Its QEMU ends.
@@ -248,9 +252,11 @@ class VM:
         if why:
             raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, why)
         check_saveable(self.monitor, self.devices)
-        self.saved = await save_template(self.monitor, self.memory, self.devices, await self._build())
-        self.lifetime.process.kill()
-        await self.lifetime.process_ended.wait()
+        async with self._saving:
+            self.require("save", "Paused")
+            self.saved = await save_template(self.monitor, self.memory, self.devices, await self._build())
+            self.lifetime.process.kill()
+            await self.lifetime.process_ended.wait()
         self.require("save", "SavedAsTemplate")
 
     async def save_to_file(self, path: str) -> None:
@@ -260,10 +266,12 @@ class VM:
         """
         self.require("save", "Paused")
         check_saveable(self.monitor, self.devices)
-        if (await self.monitor.ask("save", "query-status"))["status"] == _SAVED:
-            text = "QEMU saves a paused VM once, and has saved it; resume it, and pause it again"
-            raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, text)
-        await save_to_file(self.monitor, path, await self._build())
+        async with self._saving:
+            self.require("save", "Paused")
+            if (await self.monitor.ask("save", "query-status"))["status"] == _SAVED:
+                text = "QEMU saves a paused VM once, and has saved it; resume it, and pause it again"
+                raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, text)
+            await save_to_file(self.monitor, path, await self._build())
 
     async def restore(self, template: SavedVM) -> None:
         """Load what a template has, before the start.
