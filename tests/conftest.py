@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ settings.register_profile("soak", deadline=None, max_examples=5_000, stateful_st
 # Under Wine, and with other versions of the dependencies, it is not the values that differ.
 settings.register_profile("few", deadline=None, max_examples=10, derandomize=True, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_for_a_module() -> Iterator[None]:
+    """Have what `tests.descriptors` has frozen be garbage again once it is: what it holds is closed, and warns."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=["asyncio", "trio"])
