@@ -29,7 +29,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 @pytest.fixture(scope="module", autouse=True)
 def _frozen_for_a_module() -> Iterator[None]:
-    """Have what `tests.descriptors` has frozen be garbage again once it is: what it holds is closed, and warns."""
+    """Let what `tests.descriptors` has frozen be collected once it is garbage: it is closed, or warns."""
     yield
     gc.unfreeze()
 

@@ -45,12 +45,8 @@ def main(arguments: list[str]) -> int:
         return subprocess.run([sys.executable, *arguments[1:]], cwd=setup.CHECKOUT, check=False).returncode
     print(f"a boot takes {boot:.1f} s", flush=True)
     os.environ[setup.ENABLED] = f"{boot:.1f}"
-    options = (
-        "-o",
-        f"faulthandler_timeout={HANGING_BOOTS * boot:.0f}",
-        "--durations=10",
-        "--durations-min=5",
-    )
+    hanging = f"faulthandler_timeout={HANGING_BOOTS * boot:.0f}"
+    options = ("-o", hanging, "--durations=10", "--durations-min=5")
     outcome = _test("tests/qemu", "-n", str(AT_ONCE), *options, *arguments)
     failed = [] if arguments or outcome != pytest.ExitCode.TESTS_FAILED else _failed()
     if 0 < len(failed) <= ACCIDENTS:
