@@ -45,6 +45,24 @@ else:
 print(*sys.modules)
 """
 
+#: Makes the agent as the first process of a VM does, but for what changes the machine, and prints likewise.
+BOOT = """
+import socket, sys
+sys.path.insert(0, sys.argv[1])
+from uvm.agent import __main__ as main, boot, identity, workload
+class Workload:
+    start = freeze = thaw = None
+    def __init__(self, total):
+        pass
+host, guest = socket.socketpair()
+boot.mount_all = identity.renew = workload.protect_agent = lambda: None
+boot.open_port = lambda modules: guest.detach()
+boot.SOON = ()
+workload.Workload = Workload
+main._in_vm()
+print(*[*sys.modules])
+"""
+
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a Python that finds no installed package, and no variables of ours."""
@@ -70,6 +88,16 @@ def test_the_agent_needs_the_standard_library_only() -> None:
     assert set(AGENT) <= loaded
     foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names - {"__main__", "uvm"}
     assert foreign == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the agent runs on Linux only")
+def test_a_boot_of_the_agent_loads_nothing_that_takes_long() -> None:
+    done = run(BOOT, str(Path(uvm._wire.__path__[0]).parents[1]))
+    assert done.stderr == ""
+    loaded = set(done.stdout.split())
+    assert {"uvm.agent.containers.commands", "uvm.agent.workload", "uvm.agent.identity"} <= loaded
+    heavy = {"dataclasses", "inspect", "shutil", "tempfile", "random", "hashlib", "bz2", "lzma"}
+    assert heavy & loaded == set()
 
 
 def test_a_package_that_is_installed_would_be_noticed() -> None:

@@ -156,6 +156,11 @@ def test_a_boot_does_not_test_ciphers_unless_fips_asks_for_that() -> None:
     assert not {word for word in kernel_arguments("quiet fips=1").split() if "crypt" in word}
 
 
+@pytest.mark.parametrize("asked", ["cryptomgr.notests=0", "cryptomgr.notests"])
+def test_a_caller_says_whether_a_boot_tests_ciphers(asked: str) -> None:
+    assert [word for word in kernel_arguments(f"quiet {asked}").split() if "crypt" in word] == [asked]
+
+
 def test_the_console_is_a_ring_or_the_socket_that_the_document_names() -> None:
     assert "ringbuf,id=console,size=65536" in values(line(), "-chardev")
     arguments = line(machine(console_pipe="/tmp/a,b"), console="fd=9,server=on,wait=off")

@@ -8,8 +8,6 @@ a child of the agent, which may hear of its exit before the command has ended: s
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Final
@@ -108,12 +106,16 @@ class Commands:
 
     @contextmanager
     def _files(self, *, terminal: bool = False) -> Iterator[Files]:
+        # They take long to load, and no boot needs them.
+        from shutil import rmtree
+        from tempfile import mkdtemp
+
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        directory = tempfile.mkdtemp(prefix="", dir=self._directory)
+        directory = mkdtemp(prefix="", dir=self._directory)
         try:
             yield Files(directory, terminal=terminal)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            rmtree(directory, ignore_errors=True)
 
     def _run_alone(self, what: str, command: list[str], files: Files) -> None:
         """Run a command whose streams no container gets."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
@@ -60,7 +59,10 @@ def bound(wanted: Sequence[SharedMount]) -> Iterator[None]:
     if not wanted:
         yield
         return
-    place = tempfile.mkdtemp(prefix="uvm-shared-", dir=_PRIVATE)
+    # It takes long to load, and no boot needs it.
+    from tempfile import mkdtemp
+
+    place = mkdtemp(prefix="uvm-shared-", dir=_PRIVATE)
     with ExitStack() as undo:
         undo.callback(os.rmdir, place)
         for number, each in enumerate(wanted):
