@@ -6,6 +6,7 @@ does, so that a caller who forgets a grant finds out.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from uvm._repr import showing
@@ -18,6 +19,8 @@ from uvm.hresult import HResult
 class AccessTable:
     """Entries by path. Granting the same access to the same VM again is one entry, not a count.
 
+    Entries are added, removed and looked up in any thread.
+
     :param key: returns the key of a path, which all its spellings have.
     :param find: returns what is at a path; something false if nothing is.
     """
@@ -27,6 +30,7 @@ class AccessTable:
         self._find = find
         self._masks: dict[str, dict[str, AccessMask]] = {}
         self._paths: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def grant(self, path: str, to: str, mask: AccessMask) -> None:
         """Add an entry; a VM's own entry includes writing, as that of ``HcsGrantVmAccess`` does.
@@ -36,16 +40,18 @@ class AccessTable:
         if not self._find(path):
             raise HostError(f"grant access to {path}", HResult.ERROR_FILE_NOT_FOUND, "it does not exist")
         key = self._key(path)
-        self._paths.setdefault(key, path)
-        self._masks.setdefault(key, {})[to] = mask if to == VM_GROUP else "all"
+        with self._lock:
+            self._paths.setdefault(key, path)
+            self._masks.setdefault(key, {})[to] = mask if to == VM_GROUP else "all"
 
     def revoke(self, path: str, to: str) -> None:
         """Remove an entry; does nothing if there is none, or nothing at the path."""
         key = self._key(path)
-        masks = self._masks.get(key, {})
-        masks.pop(to, None)
-        if not masks and key in self._masks:
-            del self._masks[key], self._paths[key]
+        with self._lock:
+            masks = self._masks.get(key, {})
+            masks.pop(to, None)
+            if not masks and key in self._masks:
+                del self._masks[key], self._paths[key]
 
     def allows(self, path: str, vm_id: str, *, writable: bool) -> bool:
         """Return whether a VM may open a path."""
@@ -55,7 +61,9 @@ class AccessTable:
 
     def granted(self, path: str) -> dict[str, AccessMask]:
         """Return the entries of a path: VM ids, and the VM group, to masks."""
-        return dict(self._masks.get(self._key(path), {}))
+        key = self._key(path)
+        with self._lock:
+            return dict(self._masks.get(key, {}))
 
     def paths(self, to: str) -> list[str]:
         """Return the paths, as they were first granted, that a VM or the VM group has entries on."""
@@ -63,4 +71,5 @@ class AccessTable:
 
     def entries(self) -> list[tuple[str, str]]:
         """Return every entry: the path, as it was first granted, and the VM, or the VM group."""
-        return [(self._paths[key], to) for key, masks in self._masks.items() for to in masks]
+        with self._lock:
+            return [(self._paths[key], to) for key, masks in self._masks.items() for to in masks]
