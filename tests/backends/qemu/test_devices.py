@@ -13,6 +13,7 @@ import pytest
 
 from tests.backends.qemu import images
 from tests.backends.qemu.machine import ADAPTERS, PLAN9, VPMEM, Rig, rig
+from tests.descriptors import descriptors
 from uvm.errors import HostError, NoSpaceError, NotSupportedError
 from uvm.hresult import HResult
 from uvm.schema.requests import ModifySettingRequest, scsi_attachment_path
@@ -30,6 +31,10 @@ def _refused(code: HResult, text: str = "") -> Any:
 
 def _disk(directory: Path, name: str = "disk.img") -> str:
     return images.written(directory / name, bytes(images.MIB))
+
+
+def _open_paths() -> set[str]:
+    return {os.path.realpath(f"/proc/self/fd/{fd}") for fd in descriptors()}
 
 
 # SCSI.
@@ -91,6 +96,22 @@ async def test_a_backing_file_is_opened_only_with_access_to_it(tmp_path: Path) -
     backing = vm.machine.last("blockdev-add")["backing"]
     assert (backing["driver"], backing["read-only"]) == ("raw", True)
     assert backing["file"]["filename"] == "/dev/fdset/2"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("missing.img", HResult.ERROR_FILE_NOT_FOUND), ("other.vmdk", HResult.ERROR_INVALID_DATA)],
+)
+async def test_a_backing_file_that_cannot_be_opened_is_named_and_the_image_is_closed(
+    tmp_path: Path, name: str, code: HResult
+) -> None:
+    vm = await rig(tmp_path)
+    _disk(tmp_path, "other.vmdk")
+    path = images.written(tmp_path / "disk.qcow2", images.qcow2(backing=name))
+    with _refused(code, name):
+        await vm.attach(path)
+    assert path not in _open_paths()
+    assert vm.machine.asked == []
 
 
 async def test_backing_files_that_never_end_are_refused(tmp_path: Path) -> None:

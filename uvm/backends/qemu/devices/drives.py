@@ -105,26 +105,28 @@ def open_image(
         with _damage_refused(path, operation):
             image, is_block = _read(path, fd, format)
             backing = _backing_path(path, image, depth)
-        if backing is not None and backing not in bases and not access.allows(backing, vm_id, writable=False):
-            raise HostError(
-                operation,
-                HResult.E_ACCESSDENIED,
-                f"{path} names a backing file, {backing}, to which the VM has no access; grant it access to "
-                "that file, or make an image of its own with qemu-img convert",
+        found = OpenImage(path, fd, image, is_block)
+        if backing is not None:
+            if backing not in bases and not access.allows(backing, vm_id, writable=False):
+                raise HostError(
+                    operation,
+                    HResult.E_ACCESSDENIED,
+                    f"{path} names a backing file, {backing}, to which the VM has no access; grant it access "
+                    "to that file, or make an image of its own with qemu-img convert",
+                )
+            with _damage_refused(backing, operation):
+                backing_format = _backing_format(backing, image)
+            found.backing = open_image(
+                backing,
+                writable=False,
+                vm_id=vm_id,
+                access=access,
+                operation=operation,
+                format=backing_format,
+                bases=bases,
+                depth=depth - 1,
             )
         undo.pop_all()
-    found = OpenImage(path, fd, image, is_block)
-    if backing is not None:
-        found.backing = open_image(
-            backing,
-            writable=False,
-            vm_id=vm_id,
-            access=access,
-            operation=operation,
-            format=_backing_format(backing, image),
-            bases=bases,
-            depth=depth - 1,
-        )
     return found
 
 
