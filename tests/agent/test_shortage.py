@@ -26,6 +26,18 @@ def test_what_was_killed_since_the_last_look_is_logged(tmp_path: Path) -> None:
     ]
 
 
+def test_a_count_that_cannot_be_read_is_logged_by_a_later_look(tmp_path: Path) -> None:
+    vmstat, logged = tmp_path / "vmstat", list[str]()
+    vmstat.write_text("oom_kill 1\n")
+    shortage = Shortage(logged.append, str(vmstat))
+    vmstat.unlink()
+    shortage.look()
+    assert logged == []
+    vmstat.write_text("oom_kill 2\n")
+    shortage.look()
+    assert len(logged) == 1
+
+
 def test_a_kernel_that_does_not_count_is_not_asked_for_more(tmp_path: Path) -> None:
     (tmp_path / "vmstat").write_text("nr_free_pages 7\n")
     logged: list[str] = []

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from uvm.agent.loop import Loop
@@ -97,10 +98,11 @@ class Children:
                 if on_exit is None:
                     self._keep(pid, code)
                 self._reaped += 1
+            # Neither keeps the other, or the exits that follow, from being passed on.
             if code:
-                self.on_failure()
+                self._loop.call(self.on_failure)
             if on_exit is not None:
-                on_exit(code)
+                self._loop.call(partial(on_exit, code))
 
     def _keep(self, pid: int, code: int) -> None:
         self._unknown.pop(pid, None)

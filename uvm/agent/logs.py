@@ -58,9 +58,13 @@ class Log(Receiver):
 
     def bug(self, error: BaseException) -> None:
         """Write an error that is not expected, with its stack."""
-        import traceback
+        stack = ""
+        # The agent may have no descriptor left, with which to load it.
+        with contextlib.suppress(ImportError, OSError):
+            import traceback
 
-        self.error(f"{type(error).__name__}: {error}", stack="".join(traceback.format_exception(error)))
+            stack = "".join(traceback.format_exception(error))
+        self.error(f"{type(error).__name__}: {error}", stack=stack)
 
     def say(self, text: str) -> None:
         """Write a text to the console."""

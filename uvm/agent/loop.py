@@ -131,7 +131,7 @@ class Loop:
         """Run until it is stopped."""
         while self._running:
             for callback in self._idle:
-                self._call(callback)
+                self.call(callback)
             for fd, events in self._epoll.poll(self._seconds()):
                 self._ready(fd, events)
             self._expire()
@@ -157,7 +157,7 @@ class Loop:
         while self._timers and self._timers[0]._when <= now:
             callback = heapq.heappop(self._timers)._callback
             if callback is not None:
-                self._call(callback)
+                self.call(callback)
 
     def _on_wake(self, events: int) -> None:
         try:
@@ -166,11 +166,12 @@ class Loop:
             return
         for number in set(woken):
             if number in self._signals:
-                self._call(self._signals[number])
+                self.call(self._signals[number])
         for _ in range(len(self._posted)):
-            self._call(self._posted.popleft())
+            self.call(self._posted.popleft())
 
-    def _call(self, callback: Callable[[], object]) -> None:
+    def call(self, callback: Callable[[], object]) -> None:
+        """Call now, in the loop; an error of it is reported, and the caller goes on."""
         try:
             callback()
         except Exception as error:

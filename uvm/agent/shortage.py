@@ -9,6 +9,7 @@ Source: Linux mm/oom_kill.c (``OOM_KILL`` in ``/proc/vmstat``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 _COUNT: Final = "oom_kill "
@@ -25,7 +26,12 @@ class Shortage:
         self._known = self._count()
 
     def look(self) -> None:
-        """Log what was killed since the last look."""
+        """Log what was killed since the last look; a later one finds it if the count cannot be read."""
+        # The agent may have no descriptor left.
+        with suppress(OSError):
+            self._look()
+
+    def _look(self) -> None:
         killed = self._count() - self._known
         if killed > 0:
             self._known += killed
