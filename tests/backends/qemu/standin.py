@@ -371,6 +371,9 @@ class StandIn(Process):
         return {}
 
     def _migrate(self, uri: str) -> JSON:
+        if self._migrated:
+            text = "Can't migrate the vm that was paused due to previous migration"
+            raise Refusal("GenericError", text)
         self._migrated = True
         return {}
 

@@ -484,17 +484,24 @@ async def test_a_boot_file_that_goes_as_the_vm_is_created_is_said_to_be_missing(
         assert left(tmp_path) == []
 
 
-async def test_a_paused_vm_is_saved_once_and_again_after_it_was_resumed(tmp_path: Path, kernel: str) -> None:
+@pytest.mark.parametrize("again", ["ToFile", "AsTemplate"])
+async def test_a_paused_vm_is_saved_once_and_again_after_it_was_resumed(
+    tmp_path: Path, kernel: str, again: str
+) -> None:
     path = tmp_path / "state"
     save = {"SaveType": "ToFile", "SaveStateFilePath": str(path)}
-    async with running(tmp_path, kernel) as (system, _):
+    async with running(tmp_path, kernel, IsTemplate=True) as (system, child):
         for _ in range(2):
             await system.pause()
             await system.save(save)
+            child.commands.clear()
             with pytest.raises(HostError, match=r"HCS_E_INVALID_STATE.*resume it, and pause it again"):
-                await system.save({**save, "SaveStateFilePath": f"{path}2"})
+                await system.save({"SaveType": again, "SaveStateFilePath": f"{path}2"})
+            assert "migrate" not in child.commands
             assert (await system.properties())["State"] == "Paused"
             await system.resume()
+        await system.pause()
+        await system.save({"SaveType": again, "SaveStateFilePath": str(path)})
     assert [name for name in os.listdir(tmp_path) if name.startswith("state")] == ["state"]
 
 

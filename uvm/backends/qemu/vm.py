@@ -241,8 +241,9 @@ class VM:
     async def save_template(self) -> None:
         """Save the VM as a template: Paused to SavedAsTemplate. Its QEMU ends.
 
-        :raises HostError: HCS_E_INVALID_STATE if there is what no template has; QEMU refused; or
-            HCS_E_SYSTEM_ALREADY_STOPPED if the VM was terminated meanwhile, or its memory cannot be sealed.
+        :raises HostError: HCS_E_INVALID_STATE if there is what no template has, or the VM was saved since it
+            was paused; QEMU refused; or HCS_E_SYSTEM_ALREADY_STOPPED if the VM was terminated meanwhile, or
+            its memory cannot be sealed.
         """
         self.require("save", "Paused")
         why = "the host is connected to its guest" if self.lifetime.connection is not None else ""
@@ -253,7 +254,7 @@ class VM:
             raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, why)
         check_saveable(self.monitor, self.devices)
         async with self._saving:
-            self.require("save", "Paused")
+            await self._require_unsaved()
             self.saved = await save_template(self.monitor, self.memory, self.devices, await self._build())
             self.lifetime.process.kill()
             await self.lifetime.process_ended.wait()
@@ -267,11 +268,15 @@ class VM:
         self.require("save", "Paused")
         check_saveable(self.monitor, self.devices)
         async with self._saving:
-            self.require("save", "Paused")
-            if (await self.monitor.ask("save", "query-status"))["status"] == _SAVED:
-                text = "QEMU saves a paused VM once, and has saved it; resume it, and pause it again"
-                raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, text)
+            await self._require_unsaved()
             await save_to_file(self.monitor, path, await self._build())
+
+    async def _require_unsaved(self) -> None:
+        """Refuse to save a VM that is not paused, or was saved since it was."""
+        self.require("save", "Paused")
+        if (await self.monitor.ask("save", "query-status"))["status"] == _SAVED:
+            text = "QEMU saves a paused VM once, and has saved it; resume it, and pause it again"
+            raise HostError(f"save {self.id}", HResult.HCS_E_INVALID_STATE, text)
 
     async def restore(self, template: SavedVM) -> None:
         """Load what a template has, before the start.
