@@ -672,3 +672,27 @@ async def test_an_adapter_refused_before_the_release_of_its_namespace_is_cancell
         await namespace.release()
         assert run.vm.orphans == ()
         check_at_rest(run)
+
+
+async def test_a_block_cim_that_a_cancelled_caller_left_is_released_at_the_first_attempt() -> None:
+    async with running(wcow()) as run:
+        lease = await _block_cim(run)
+        with run.hold(resource="*", request_type="Remove") as gate:
+            async with anyio.create_task_group() as tasks:
+
+                async def leave() -> None:
+                    async with lease:
+                        pass
+
+                left = Attempt.begin(tasks, leave)
+                [volume] = await gate.wait(1)
+                left.scope.cancel()
+                await quiet()
+                volume.proceed()
+                [disk] = await gate.wait(1)
+                disk.refuse()
+        await run.vm.settled()
+        [_] = run.vm.orphans
+        await lease.release()
+        assert (run.vm.orphans, run.vm.scsi.disks) == ((), ())
+        check_at_rest(run)

@@ -11,6 +11,7 @@ import pytest
 from attrs import evolve
 
 from uvm import LCOWOptions, UtilityVM
+from uvm.backend import JSON
 from uvm.backends.fake import FakeBackend
 from uvm.cli import main
 from uvm.errors import HostError
@@ -158,6 +159,24 @@ def test_systems_of_other_runs_are_named_and_disturb_none(capsys: pytest.Capture
     out, err = capsys.readouterr()
     assert "fails" not in out
     assert err == f"uvm: of another run, which is not done or was killed: {EARLIER.own('vm1')}\n"
+
+
+def test_a_backend_that_cannot_list_its_systems_yet_is_played(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conform", "young", "--level", "host", "--rig", f"{__name__}:young"]) == 1
+    out, err = capsys.readouterr()
+    assert ("fails" in out, err) == (True, "")
+
+
+class Young(FakeBackend):
+    async def enumerate(self, query: JSON | None = None) -> list[JSON]:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def young() -> AsyncIterator[Rig]:
+    """A rig of a backend that is not all written."""
+    async with Young() as backend:
+        yield Rig(backend, FakeHost(backend))
 
 
 EARLIER = Rig(FakeBackend())

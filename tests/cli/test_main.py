@@ -82,6 +82,11 @@ def test_sizes_are_read_in_any_case(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
+def test_a_sign_that_is_a_letter_elsewhere_is_no_unit() -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size("5\N{KELVIN SIGN}")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

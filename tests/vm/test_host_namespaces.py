@@ -301,3 +301,26 @@ async def test_what_another_has_is_not_deleted_where_an_answer_is_lost() -> None
         with pytest.raises(HostError, match="ERROR_ALREADY_EXISTS"):
             await namespace.create_endpoint(HOST_NETWORK, {"ID": OWN})
     assert state(backend) == before
+
+
+async def test_a_refused_deletion_is_raised_and_logged_for_a_caller_who_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with FakeBackend() as backend:
+        namespace = await uvm.create_namespace(backend)
+        backend.faults.refuse(operation="delete namespace", first=2)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            with pytest.raises(HostError, match="delete namespace: E_FAIL"):
+                await namespace.release()
+        with anyio.CancelScope() as scope:
+            async with namespace:
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert not namespace.released
+        said = [
+            record.getMessage() for record in caplog.records if "still on the host" in record.getMessage()
+        ]
+        assert len(said) == 2
+        await namespace.release()
+        assert namespace.released

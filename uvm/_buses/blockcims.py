@@ -55,10 +55,15 @@ class BlockCIMLease(Lease):
             for hold in self._disks:
                 hold.drop()
         else:
+            ended = self._hold.released
             self._hold.drop()
             await released_by_one([self._hold])
             # The end of the volume has released them for no caller.
             self._reclaim()
+            if ended:
+                # What was refused then is tried again.
+                for hold in self._disks:
+                    hold.drop()
         held = (hold for hold in self._disks if not hold.reported)
         await released_by_one(held, f"releasing the disks of {self.guest_path}")
 

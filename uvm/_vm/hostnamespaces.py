@@ -17,6 +17,7 @@ from uvm._arguments import items_of
 from uvm._async import errors_of, opens
 from uvm._buses.lease import Releasable
 from uvm._checks import checked, choice, guid_of, instance, optional
+from uvm._log import Log
 from uvm._names import guid_key
 from uvm._repr import brief_call
 from uvm.backend import JSON, Backend
@@ -31,6 +32,8 @@ from uvm.errors import (
 from uvm.hresult import HResult
 from uvm.schema.json import to_json
 from uvm.schema.network import HostComputeNamespace, SchemaVersion
+
+_log = Log("uvm")
 
 #: How long the host may take to delete what was created, also for a caller who is cancelled.
 _GRACE_SECONDS = 10.0
@@ -110,9 +113,23 @@ class HostNamespace(Releasable):
         :raises UnknownOutcomeError: the host did not answer.
         """
         self._check_held()
-        # A task of its own: asyncio cancels its caller in spite of any shield.
-        for error in await errors_of([self._delete]):
-            raise error
+        failures: list[Exception] = []
+
+        async def delete() -> None:
+            try:
+                await self._delete()
+            except Exception as error:
+                failures.append(error)
+
+        try:
+            # A task of its own: asyncio cancels its caller in spite of any shield.
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(delete)
+        finally:
+            for failure in failures:
+                # It outlives the process, and a caller who is cancelled may not see the error.
+                _log.warning(None, "%r is still on the host: %s", self, failure, operation="delete namespace")
+                raise failure
 
     async def _delete(self) -> None:
         errors: list[Exception] = []

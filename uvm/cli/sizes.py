@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Final
 
 _UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT](?:iB)?)", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[KMGT](?:iB)?)", re.ASCII | re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
