@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import select
 import shutil
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -234,14 +236,55 @@ def test_a_qemu_that_gives_up_its_lock_is_not_swept_while_it_runs(runtime: Runti
     runtime.claim(record("vm2")).remove()
 
 
-@pytest.mark.parametrize("left", [b"", b"{", b"[]", b"{}", b'{"Id": 1, "Host": [1]}', b"\xff" * 99], ids=repr)
-def test_what_is_no_record_is_no_vm(runtime: RuntimeDirectory, left: bytes) -> None:
+def surviving() -> dict[str, Any]:
+    """The record of a VM that runs."""
+    given: dict[str, Any] = json.loads(evolve(record(), qemu=me(), survives=True).written())
+    return given
+
+
+def is_no_vm(runtime: RuntimeDirectory, left: bytes) -> None:
     directory = runtime.path / ("b" * 32)
     directory.mkdir()
     (directory / "vm.json").write_bytes(left)
     assert [*runtime.records()] == []
     runtime.sweep()
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("left", [b"", b"{", b"[]", b"{}", b"null", b"1", b'"host"', b"\xff" * 99], ids=repr)
+def test_what_is_no_record_is_no_vm(runtime: RuntimeDirectory, left: bytes) -> None:
+    is_no_vm(runtime, left)
+
+
+PROCESS = {"pid": 1, "started": 1, "boot": "b", "namespace": 1}
+#: QEMU is killed, whose VM was not created when its host process ended.
+DEAD = {"host": PROCESS, "survives": False}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({field: 1} for field in ("id", "runtime_id", "owner", "state", "host", "qemu", "cgroup")),
+        *({field: None} for field in ("id", "state", "host", "survives", "cgroup")),
+        {"survives": 1},
+        *({**DEAD, "qemu": {**PROCESS, "pid": pid}} for pid in (None, "1", 0, -1, 1 << 31, 1 << 80)),
+        *({"host": {**PROCESS, field: []}} for field in ("started", "boot", "namespace")),
+        *({"host": {"pid": 1}}, {"host": [1, 1]}, {"qemu": {}}, {"user": {}}, {"user": 1}),
+        *({"user": {"uid": uid, "gid": 1, "groups": groups}} for uid, groups in ((None, []), (1, ["a"]))),
+    ],
+    ids=repr,
+)
+def test_a_record_with_a_field_of_another_kind_is_no_vms(
+    runtime: RuntimeDirectory, damage: dict[str, Any]
+) -> None:
+    is_no_vm(runtime, json.dumps(surviving() | damage).encode())
+
+
+@pytest.mark.parametrize("field", ["id", "runtime_id", "owner", "state", "host"])
+def test_a_record_without_a_field_that_each_has_is_no_vms(runtime: RuntimeDirectory, field: str) -> None:
+    given = surviving()
+    del given[field]
+    is_no_vm(runtime, json.dumps(given).encode())
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
@@ -251,6 +294,16 @@ def test_a_record_is_read_as_it_was_written() -> None:
     assert Record.read(dropped.written()) == dropped
     with pytest.raises(SchemaError):
         Record.read("{}")
+
+
+def test_of_a_record_of_another_version_is_read_what_is_known_here() -> None:
+    later = json.loads(record().written())
+    for each in (later, later["host"]):
+        each["color"] = "blue"
+    assert Record.read(json.dumps(later)) == record()
+    for added in ("survives", "user", "cgroup"):
+        del later[added]
+    assert Record.read(json.dumps(later)) == record()
 
 
 def test_the_user_of_a_vm_is_noted_and_its_lock_is_inherited_and_released(

@@ -46,7 +46,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from attrs import asdict, define, evolve, field, frozen
+from attrs import asdict, define, evolve, field, fields, frozen
+from attrs.validators import ge, instance_of, lt
 
 from uvm.backend import JSON
 from uvm.backends.qemu.cgroups import Cgroup
@@ -103,10 +104,10 @@ class ProcessName:
     :ivar namespace: the namespace of process ids in which it has its own: those of containers differ.
     """
 
-    pid: int
-    started: int
-    boot: str = field(factory=_boot)
-    namespace: int = field(factory=_namespace)
+    pid: int = field(validator=(instance_of(int), ge(1), lt(1 << 31)))
+    started: int = field(validator=instance_of(int))
+    boot: str = field(factory=_boot, validator=instance_of(str))
+    namespace: int = field(factory=_namespace, validator=instance_of(int))
 
     def written(self) -> str:
         """Return it as text, which a name of a file may have."""
@@ -153,6 +154,11 @@ class ProcessName:
         return None
 
 
+def _process(given: Any) -> ProcessName:
+    """Return a name from its JSON; KeyError, TypeError or ValueError if it is none."""
+    return ProcessName(*(given[each.name] for each in fields(ProcessName)))
+
+
 @frozen
 class Record:
     """What other processes know of a VM.
@@ -164,15 +170,15 @@ class Record:
     :ivar cgroup: the cgroup that QEMU is in alone; empty for none.
     """
 
-    id: str
-    runtime_id: str
-    owner: str
-    state: str
+    id: str = field(validator=instance_of(str))
+    runtime_id: str = field(validator=instance_of(str))
+    owner: str = field(validator=instance_of(str))
+    state: str = field(validator=instance_of(str))
     host: ProcessName
     qemu: ProcessName | None = None
-    survives: bool = False
+    survives: bool = field(default=False, validator=instance_of(bool))
     user: Identity | None = None
-    cgroup: str = ""
+    cgroup: str = field(default="", validator=instance_of(str))
 
     def summary(self, *, stopped: bool = False, exit_type: str = "", template_id: str = "") -> JSON:
         """Return the properties that an enumeration, and a query without types, has."""
@@ -196,14 +202,16 @@ class Record:
 
     @classmethod
     def read(cls, text: str) -> Record:
-        """Return a record from its JSON; SchemaError if it is none."""
+        """Return a record from its JSON, without what a later version adds; SchemaError if it is none."""
         try:
-            given: dict[str, Any] = json.loads(text)
-            for name in ("host", "qemu"):
-                given[name] = given[name] and ProcessName(**given[name])
-            if user := given["user"]:
-                given["user"] = Identity(user["uid"], user["gid"], tuple(user["groups"]))
-            return cls(**given)
+            given = json.loads(text)
+            known = {each.name: given[each.name] for each in fields(cls) if each.name in given}
+            known["host"] = _process(given["host"])
+            if known.get("qemu") is not None:
+                known["qemu"] = _process(known["qemu"])
+            if (user := known.get("user")) is not None:
+                known["user"] = Identity(user["uid"], user["gid"], tuple(user["groups"]))
+            return cls(**known)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SchemaError(f"no record of a VM: {error}") from error
 

@@ -41,7 +41,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
+from attrs.validators import deep_iterable, instance_of
 
 from uvm._log import Log
 from uvm._repr import Value
@@ -70,9 +71,9 @@ class Identity(Value):
     :ivar groups: the groups that it is in besides.
     """
 
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
+    uid: int = field(validator=instance_of(int))
+    gid: int = field(validator=instance_of(int))
+    groups: tuple[int, ...] = field(default=(), validator=deep_iterable(instance_of(int)))
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -89,6 +89,22 @@ def test_a_process_of_another_container_may_run_and_one_of_an_earlier_boot_does_
     assert cache.prune(image)
 
 
+@pytest.mark.parametrize("name", ["4711-123456", "", "a-b-c-d", "1-2-3-4-5", "0-1-b-2"])
+def test_a_process_whose_name_cannot_be_read_may_run_until_the_machine_boots_again(
+    cache: Cache, name: str
+) -> None:
+    image = put(cache)
+    named = image.directory / f".used-{name}"
+    named.touch()
+    held = image.hold()
+    assert held is not None
+    held.keep_for(evolve(me(), started=1))
+    held.close()
+    assert not cache.prune(image)
+    os.utime(named, (0, 0))
+    assert cache.prune(image)
+
+
 def test_a_process_that_has_an_image_locked_for_itself_keeps_others_waiting_for_a_moment_only(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,9 @@ A process that has a VM holds a shared lock of the directory of its image until 
 started from the files of their template's image, and a VM that is saved is compared with them. A QEMU that
 survives that process is named in the directory, and holds no lock, with which a guest that has escaped could
 keep others from the image. What is locked, or has the name of a process that runs, is not pruned; one of
-another container's, which is not seen here, counts as running until the machine boots again. An image is
-removed by renaming it first, so that there is none in part.
+another container's, which is not seen here, counts as running until the machine boots again, and so does one
+whose name cannot be read, as another version of this package may have written it. An image is removed by
+renaming it first, so that there is none in part.
 """
 
 from __future__ import annotations
@@ -301,19 +302,28 @@ class Cache:
 
 def _is_used(fd: int) -> bool:
     """Return whether a process may run that an image's directory names; forget those that have ended."""
-    from uvm.backends.qemu.runtime import ProcessName
-
     used = False
     for name in os.listdir(fd):
-        if name.startswith(_USED):
-            process = ProcessName.read(name.removeprefix(_USED))
-            if process.runs or process.is_hidden:
-                used = True
-            else:
-                # Another process may forget it at the same time.
-                with suppress(FileNotFoundError):
+        # Another process may forget it at the same time.
+        with suppress(FileNotFoundError):
+            if name.startswith(_USED):
+                if _may_run(name, fd):
+                    used = True
+                else:
                     os.unlink(name, dir_fd=fd)
     return used
+
+
+def _may_run(name: str, fd: int) -> bool:
+    """Return whether a process may run that a file names."""
+    from uvm.backends.qemu.runtime import ProcessName
+
+    try:
+        process = ProcessName.read(name.removeprefix(_USED))
+    except ValueError:
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return os.stat(name, dir_fd=fd).st_mtime > booted
+    return process.runs or process.is_hidden
 
 
 def default_cache() -> Cache:
