@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -115,6 +116,18 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     select.select([pidfd], [], [])
     os.close(pidfd)
+
+
+def test_a_process_has_ended_though_its_id_is_a_threads_by_now() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        assert ProcessName(thread.native_id, started=1).open() is None
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(

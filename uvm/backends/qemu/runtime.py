@@ -144,6 +144,9 @@ class ProcessName:
 
     def open(self) -> int | None:
         """Return a pidfd of the process; None if it has ended."""
+        if not self.runs:
+            # Its id may be a thread's by now, which cannot be opened.
+            return None
         try:
             pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:
