@@ -32,6 +32,7 @@ QEMU whose host process died in between is found, and killed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -144,12 +145,12 @@ class ProcessName:
 
     def open(self) -> int | None:
         """Return a pidfd of the process; None if it has ended."""
-        if not self.runs:
-            # Its id may be a thread's by now, which cannot be opened.
-            return None
         try:
             pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        except OSError as error:
+            # The others: its id is a thread's by now.
+            if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+                raise
             return None
         if self.runs:
             return pidfd
