@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import fcntl
 import mmap
@@ -74,6 +75,10 @@ async def running(tmp_path: Path, kernel: str, **machine: Any) -> AsyncIterator[
         system = await backend.create("vm1", document(kernel, **machine))
         await system.start()
         yield system, backend.launcher.started["vm1"]
+
+
+def _to_file(tmp_path: Path) -> JSON:
+    return {"SaveType": "ToFile", "SaveStateFilePath": str(tmp_path / "state")}
 
 
 def left(tmp_path: Path) -> list[str]:
@@ -488,8 +493,7 @@ async def test_a_boot_file_that_goes_as_the_vm_is_created_is_said_to_be_missing(
 async def test_a_paused_vm_is_saved_once_and_again_after_it_was_resumed(
     tmp_path: Path, kernel: str, again: str
 ) -> None:
-    path = tmp_path / "state"
-    save = {"SaveType": "ToFile", "SaveStateFilePath": str(path)}
+    path, save = tmp_path / "state", _to_file(tmp_path)
     async with running(tmp_path, kernel, IsTemplate=True) as (system, child):
         for _ in range(2):
             await system.pause()
@@ -508,7 +512,7 @@ async def test_a_paused_vm_is_saved_once_and_again_after_it_was_resumed(
 async def test_a_vm_is_resumed_once_it_is_saved_and_at_once_if_that_is_cancelled(
     tmp_path: Path, kernel: str
 ) -> None:
-    save = {"SaveType": "ToFile", "SaveStateFilePath": str(tmp_path / "state")}
+    save = _to_file(tmp_path)
     begun, saved = anyio.Event(), anyio.Event()
 
     async def hold(name: str, arguments: JSON) -> None:
@@ -538,6 +542,76 @@ async def test_a_vm_is_resumed_once_it_is_saved_and_at_once_if_that_is_cancelled
             saved.set()
 
 
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "saving"])
+async def test_a_qemu_that_does_not_end_a_save_that_is_cancelled_is_killed(
+    tmp_path: Path, kernel: str, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    monkeypatch.setattr(lifetime, "QUIT_SECONDS", 0.05)
+    begun = anyio.Event()
+
+    async def hold(name: str, arguments: JSON) -> None:
+        if name == "migrate":
+            begun.set()
+            await anyio.sleep_forever()
+        if name == "migrate_cancel" and silent:
+            await anyio.sleep_forever()
+
+    async with running(tmp_path, kernel) as (system, child):
+        await system.pause()
+        child.disturb = hold
+        monkeypatch.setattr(child, "_query_migrate", lambda: {"status": "active"})
+        async with anyio.create_task_group() as saving:
+            saving.start_soon(system.save, _to_file(tmp_path))
+            await begun.wait()
+            saving.cancel_scope.cancel()
+        assert (await system.wait()).exit_type == "UnexpectedExit"
+        assert child.exit_code == -9
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("state")]
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["cancelled", "refused"])
+async def test_a_save_ends_in_qemu_before_its_caller_goes_on_however_often_asyncio_cancels_it(
+    tmp_path: Path,
+    kernel: str,
+    monkeypatch: pytest.MonkeyPatch,
+    anyio_backend_name: str,
+    refused: bool,
+) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("asyncio's own cancellation")
+    # No machine is so slow.
+    monkeypatch.setattr(lifetime, "QUIT_SECONDS", 600.0)
+    begun, ending, may_end = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def hold(name: str, arguments: JSON) -> None:
+        if name == "migrate":
+            if refused:
+                raise Refusal("GenericError", "Migration is disabled")
+            begun.set()
+            await anyio.sleep_forever()
+        if name == "migrate_cancel":
+            ending.set()
+            await may_end.wait()
+
+    async with running(tmp_path, kernel) as (system, child):
+        await system.pause()
+        child.disturb = hold
+        saving = asyncio.create_task(system.save(_to_file(tmp_path)))
+        if not refused:
+            await begun.wait()
+            saving.cancel()
+        await ending.wait()
+        for _ in range(2):
+            saving.cancel()
+            await anyio.wait_all_tasks_blocked()
+        assert not saving.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await saving
+        assert child.commands[-1] == "closefd"
+        await system.resume()
+
+
 async def test_a_save_that_qemu_refuses_leaves_no_file_open_there(tmp_path: Path, kernel: str) -> None:
     async def refuse(name: str, arguments: JSON) -> None:
         if name == "migrate":
@@ -547,7 +621,7 @@ async def test_a_save_that_qemu_refuses_leaves_no_file_open_there(tmp_path: Path
         await system.pause()
         child.disturb = refuse
         with pytest.raises(HostError, match=r"save vm1: E_FAIL .*: migrate: Migration is disabled"):
-            await system.save({"SaveType": "ToFile", "SaveStateFilePath": str(tmp_path / "state")})
+            await system.save(_to_file(tmp_path))
         assert child.commands[-1] == "closefd"
 
 
@@ -577,7 +651,7 @@ async def test_a_vm_whose_kernel_has_gone_is_not_saved_and_runs_on(tmp_path: Pat
         await system.pause()
         os.unlink(kernel)
         with pytest.raises(HostError, match=r"ERROR_FILE_NOT_FOUND.*vmlinux"):
-            await system.save({"SaveType": "ToFile", "SaveStateFilePath": str(tmp_path / "state")})
+            await system.save(_to_file(tmp_path))
         assert not (tmp_path / "state").exists()
         await system.resume()
 

@@ -20,6 +20,9 @@ write or read it; and it fits one build of QEMU, its options and the kernel. Its
 which: what does not fit is refused before QEMU reads anything.
 
 Shares and adapters are connections to this host, which no state has: what has some is not saved.
+
+A save that fails or is cancelled ends in QEMU too, before its caller goes on. A QEMU that does not end it in
+time is killed, as nothing is known of it any more.
 """
 
 from __future__ import annotations
@@ -38,8 +41,10 @@ import anyio
 import anyio.to_thread
 from attrs import asdict, define, field, frozen
 
+from uvm._log import Log
 from uvm._repr import Value, showing
 from uvm.backend import JSON
+from uvm.backends.qemu import lifetime
 from uvm.backends.qemu.commandline import PROCESSORS, Acceleration
 from uvm.backends.qemu.devices.tree import DeviceTree
 from uvm.backends.qemu.frozen import FrozenDisks
@@ -51,6 +56,8 @@ from uvm.backends.workers import finish
 from uvm.errors import HostError, NoSpaceError
 from uvm.hresult import HResult
 from uvm.schema.common import MIB
+
+_log = Log("uvm")
 
 #: The type of the machine as the command line has it, which each version of QEMU understands as its own.
 _ALIAS: Final = "q35"
@@ -306,8 +313,7 @@ async def _save(vm: Monitor, fd: int, *, without_memory: bool) -> None:
         await vm.ask("save", "migrate", {"uri": f"fd:{_FD}"})
         found = await _until_not(vm, "save", "query-migrate", *_SAVES)
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            await _stop_saving(vm)
+        await _stop_saving(vm)
         raise
     if found.get("status") != "completed":
         text = str(found.get("error-desc", "QEMU does not say why"))
@@ -315,7 +321,30 @@ async def _save(vm: Monitor, fd: int, *, without_memory: bool) -> None:
 
 
 async def _stop_saving(vm: Monitor) -> None:
-    """Have QEMU save no more, as it would stop the VM at the end of that, and close the file."""
+    """Have QEMU save no more; one that does not end that in time is killed.
+
+    Also if asyncio cancels its caller again meanwhile, which no shield prevents, and which is raised then.
+    """
+    stopped, again = False, None
+    with anyio.move_on_after(lifetime.QUIT_SECONDS, shield=True) as limit:
+        while not stopped:
+            try:
+                await _cancel_save(vm)
+                stopped = True
+            except anyio.get_cancelled_exc_class() as error:
+                if limit.cancel_called:
+                    break
+                again = error
+    if not stopped:
+        _log.error(vm.id, "QEMU does not end a save; it is killed")
+        # It is killed as it has no monitor any more.
+        vm.close()
+    if again is not None:
+        raise again
+
+
+async def _cancel_save(vm: Monitor) -> None:
+    """Cancel a save, as QEMU would stop the VM at the end of it, and close the file; twice does no harm."""
     with suppress(HostError):
         await vm.ask("save", "migrate_cancel")
         await _until_not(vm, "save", "query-migrate", *_SAVES, "cancelling")

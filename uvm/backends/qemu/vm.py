@@ -263,6 +263,8 @@ class VM:
     async def save_to_file(self, path: str) -> None:
         """Save the VM, which stays paused, with its memory to a file; once, until it is resumed.
 
+        Cancelled, QEMU ends the save before this returns, or is killed if it does not in time.
+
         :raises HostError: as of :meth:`save_template`; or the file cannot be written.
         """
         self.require("save", "Paused")
