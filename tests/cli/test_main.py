@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -74,7 +75,7 @@ def test_a_mistake_is_one_line_with_what_was_meant(
 def test_without_a_command_there_is_help(run: Run) -> None:
     ran = run()
     assert (ran.status, ran.output) == (2, "")
-    assert "shell     open a shell" in ran.error
+    assert re.search(r"^ +shell +open a shell", ran.error, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("text", "size"), [("1g", 1 << 30), ("512m", 512 << 20), ("1 kib", 1024), ("7b", 7)])

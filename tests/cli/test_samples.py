@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ def test_a_file_that_is_there_stays_and_nothing_is_written(run: Run, tmp_path: P
 
 def test_what_to_type_next_can_be_typed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("init", "my pods").lines[-1] == f"Run one, edit it: uvm pod '{Path('my pods', LCOW.name)}'"
+    quote = '"' if os.name == "nt" else "'"
+    typed = f"{quote}{Path('my pods', LCOW.name)}{quote}"
+    assert run("init", "my pods").lines[-1] == f"Run one, edit it: uvm pod {typed}"
     assert run("init", "my pods").error.startswith(
         f"uvm: error: init: {Path('my pods', LCOW.name)} and {Path('my pods', WCOW.name)} exist; nothing"
     )

@@ -169,7 +169,7 @@ class Filesystems:
         """Mount a file system at a path, which is made with its parents if it is not there.
 
         :param mode: the permissions of what is made.
-        :raises Refused: it cannot be mounted, or something is mounted there.
+        :raises Refused: it cannot be mounted, because of an OSError; or something is mounted there.
         """
         if len(os.fsencode(data)) > syscalls.MOUNT_DATA_SIZE:
             raise Refused(f"mounting {target}: its options have more than {syscalls.MOUNT_DATA_SIZE} bytes")
@@ -183,7 +183,7 @@ class Filesystems:
             if made:
                 remove_directory(target)
             missing = f": the kernel has no {kind}" if error.errno == errno.ENODEV else ""
-            raise Refused(f"mounting {source} at {target}: {reason(error)}{missing}") from None
+            raise Refused(f"mounting {source} at {target}: {reason(error)}{missing}") from error
 
     def unmount(self, target: str) -> None:
         """Unmount a path and remove its directory; do nothing if it is not there.

@@ -18,6 +18,8 @@ _DRIVER: Final = "/sys/bus/virtio/drivers/9pnet_virtio"
 #: Large messages: each is a round trip to the host. Nothing is cached, as the host may change it.
 _OPTIONS: Final = "trans=virtio,version=9p2000.L,msize=262144,cache=none"
 _APPEARS_SECONDS: Final = 30.0
+#: How long after its tag a share may take to be one that can be mounted: the driver shows the tag first.
+_READY_SECONDS: Final = 10.0
 
 
 def mount_share(modules: Modules, filesystems: Filesystems, name: str, target: str, read_only: bool) -> None:
@@ -31,12 +33,21 @@ def mount_share(modules: Modules, filesystems: Filesystems, name: str, target: s
             f"could not connect to plan9 server for {target}: the kernel of this guest has no 9p over "
             "virtio; boot one that has, as general kernels of distributions do, and those for clouds may not"
         )
-    if not any(name in tags() for _ in attempts(_APPEARS_SECONDS)):
+    if not any(name in tags(_DRIVER) for _ in attempts(_APPEARS_SECONDS)):
         raise Refused(f"could not connect to plan9 server for {target}: there is no share {name!r}")
-    filesystems.mount(name, target, "9p", MS_RDONLY if read_only else 0, _OPTIONS)
+    refused = None
+    for _ in attempts(_READY_SECONDS, longest_pause=0.1):
+        try:
+            return filesystems.mount(name, target, "9p", MS_RDONLY if read_only else 0, _OPTIONS)
+        except Refused as error:
+            refused = error
+            if not isinstance(error.__cause__, FileNotFoundError):
+                break
+    assert refused is not None
+    raise refused
 
 
-def tags(driver: str = _DRIVER) -> list[str]:
+def tags(driver: str) -> list[str]:
     """Return the mount tags of the shares that the kernel knows."""
     found = []
     for device in os.listdir(driver) if os.path.isdir(driver) else ():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Final
@@ -30,7 +32,8 @@ def run(terminal: Terminal, given: Namespace) -> int:
     for path in written:
         _write(path, (Path(__file__).parent / path.name).read_bytes())
     wrote = (f"wrote {path}" for path in written)
-    terminal.write(*wrote, "", f"Run one, edit it: uvm pod {shlex.quote(str(written[0]))}")
+    join = subprocess.list2cmdline if sys.platform == "win32" else shlex.join
+    terminal.write(*wrote, "", f"Run one, edit it: {join(('uvm', 'pod', str(written[0])))}")
     return 0
 
 
