@@ -380,12 +380,15 @@ def part(spec: Mapping[str, Any], path: str) -> dict[str, Any]:
 
     :raises OptionsError: it is no JSON object.
     """
-    found: Any = spec
+    found: dict[str, Any] = {**spec}
     for name in path.split("."):
-        found = {} if found.get(name) is None else found[name]
-        if not isinstance(found, dict):
-            raise OptionsError(f"{path} of the specification is {kind_of(found)}, not a JSON object")
-    return found  # type: ignore[no-any-return]
+        inner: Any = found.get(name)
+        if inner is None:
+            inner = {}
+        if not isinstance(inner, dict):
+            raise OptionsError(f"{path} of the specification is {kind_of(inner)}, not a JSON object")
+        found = inner
+    return found
 
 
 def _copy(what: str, document: object) -> dict[str, Any]:
